@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up everything they need. VENV and PYTHON may be overridden: make test VENV=/tmp/v
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-rollback up test lint simulate bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.run ## from nothing to a decided FP8 rollout (about 8 minutes, installation included)
+	@$(BIN)/crossfade demo $(ARGS)
+
+demo-rollback: $(VENV)/.run ## the same with a really damaged variant: must end rolled back
+	@$(BIN)/crossfade demo --rollback $(ARGS)
+
+up: $(VENV)/.run ## keep the service running on 127.0.0.1 until Ctrl-C
+	@$(BIN)/crossfade up $(ARGS)
+
+test: $(VENV)/.dev ## unit, property and integration tests, on real servers started from wheels
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean: ## remove the virtual environment and the service's own files
+	rm -rf $(VENV) .crossfade
+
+# pip installs by constraints.txt, so that every machine runs the same versions.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Crossfade needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "this Python cannot make virtual environments: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (two to three minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (two to three minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,1 @@
+"""Experiments: specification, assignment, evidence, gate, ramp and their stores."""

@@ -1,0 +1,1 @@
+"""OneRec-V2: a lazy-decoder generative recommender over semantic ids."""

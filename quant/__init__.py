@@ -1,0 +1,1 @@
+"""FP8 post-training quantisation of OneRec-V2."""

@@ -1,0 +1,1 @@
+"""Statistics of online experiments: pure functions over sufficient statistics."""
