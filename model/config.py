@@ -1,0 +1,150 @@
+"""The shape of a OneRec-V2 model, as one frozen value that travels with its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from model.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class OneRecConfig:
+    """Sizes of the context processor, the lazy decoder, its heads and its experts.
+
+    The names in brackets are the paper's (arXiv 2508.20900). Every field is checked when the value is made;
+    a wrong one raises `ModelError` naming it.
+    """
+
+    d_model: int  # [d] width of the decoder's residual stream
+    n_layers: int  # [L] decoder blocks
+    n_heads: int  # query heads; the head width is d_model / n_heads
+    kv_groups: int  # [G] key/value heads of the cross attention (GQA); n_heads = no sharing
+    context_len: int  # [N] history items kept, the newest ones; one profile token is added to them
+    ffn_dim: int  # inner width of the dense SwiGLU; 4·d_model in the paper's sizes
+    sid_embed_dim: int  # width of one semantic-id embedding in the context; 0.05·d_model derived from the paper
+    kv_sets: int = 1  # [Lkv] distinct context key/value sets, shared out over the blocks
+    kv_split: int = 1  # [S] 1: values are the keys; 2: values have their own projection
+    levels: int = 3  # semantic-id tokens per item
+    codebook_size: int = 8192  # codes per level
+    encoder_dim: int = 0  # hidden width of the item encoder; 0: one linear map without hidden layer
+    n_experts: int = 0  # routed experts; 0: every block is dense
+    n_shared_experts: int = 0  # experts that see every token
+    experts_per_token: int = 0  # routed experts chosen per token
+    expert_dim: int = 0  # inner width of one expert
+    dense_layers: int = 0  # leading blocks that keep the dense FFN in a mixture-of-experts model
+    dropout: float = 0.0  # on the residual branches, in training only
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "kv_groups", "context_len", "ffn_dim", "sid_embed_dim"):
+            self._at_least(name, 1)
+        self._at_least("kv_sets", 1)
+        self._at_least("levels", 2)
+        self._at_least("codebook_size", 2)
+        for name in ("encoder_dim", "n_experts", "n_shared_experts", "experts_per_token", "expert_dim", "dense_layers"):
+            self._at_least(name, 0)
+        if self.kv_split not in (1, 2):
+            raise ModelError(f"kv_split: must be 1 or 2, got {self.kv_split!r}")
+        if self.d_model % self.n_heads:
+            raise ModelError(f"n_heads: {self.n_heads} does not divide d_model {self.d_model}")
+        if self.n_heads % self.kv_groups:
+            raise ModelError(f"kv_groups: {self.kv_groups} does not divide n_heads {self.n_heads}")
+        if self.kv_sets > self.n_layers:
+            raise ModelError(f"kv_sets: {self.kv_sets} sets cannot be read by {self.n_layers} blocks")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ModelError(f"dropout: must be in [0, 1), got {self.dropout!r}")
+        if not self.norm_eps > 0.0:
+            raise ModelError(f"norm_eps: must be positive, got {self.norm_eps!r}")
+        if self.n_experts:
+            self._at_least("expert_dim", 1)
+            if not 1 <= self.experts_per_token <= self.n_experts:
+                raise ModelError(f"experts_per_token: must be in 1..{self.n_experts}, got {self.experts_per_token}")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ModelError(f"{name}: must be an integer, got {value!r}")
+        if value < least:
+            raise ModelError(f"{name}: must be at least {least}, got {value}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head [dh]."""
+        return self.d_model // self.n_heads
+
+    @property
+    def context_width(self) -> int:
+        """Width S·Lkv·G·dh that every context item is mapped to."""
+        return self.kv_split * self.kv_sets * self.kv_groups * self.head_dim
+
+    def kv_set_of(self, layer: int) -> int:
+        """The context set that block `layer` reads: floor(l·Lkv/L)."""
+        return layer * self.kv_sets // self.n_layers
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether block `layer` has experts instead of the dense FFN."""
+        return self.n_experts > 0 and layer >= self.dense_layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> OneRecConfig:
+        """The inverse of `to_dict`; unknown, missing or ill-typed fields raise `ModelError`."""
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(set(raw) - set(known))
+        if unknown:
+            raise ModelError(f"{unknown[0]}: unknown field of the model configuration")
+        values: dict[str, Any] = {}
+        for name, value in raw.items():
+            if known[name].type == "float":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise ModelError(f"{name}: must be a number, got {value!r}")
+                values[name] = float(value)
+            else:
+                values[name] = value
+        try:
+            return cls(**values)
+        except TypeError as error:
+            missing = str(error).split(":", 1)[-1].strip()
+            raise ModelError(f"model configuration: missing {missing}") from error
+
+
+def _paper(d_model: int, n_layers: int, n_heads: int, **more: Any) -> OneRecConfig:
+    """A size of the paper: Lkv=1, S=1, G=H, SwiGLU of 4d, semantic-id embeddings of 0.05d, 8192 codes."""
+    sizes: dict[str, Any] = {
+        "kv_groups": n_heads,
+        "context_len": 512,
+        "ffn_dim": 4 * d_model,
+        "sid_embed_dim": round(0.05 * d_model),
+    }
+    return OneRecConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, **(sizes | more))
+
+
+PRESETS: dict[str, OneRecConfig] = {
+    "tiny": OneRecConfig(
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        kv_groups=4,
+        context_len=50,
+        ffn_dim=256,
+        sid_embed_dim=32,
+        codebook_size=64,
+        encoder_dim=128,
+        dropout=0.2,
+    ),
+    "0.1B": _paper(640, 12, 10),
+    "0.2B": _paper(896, 14, 7),
+    "0.5B": _paper(1408, 14, 11),
+    "1B": _paper(1792, 18, 14),
+    "2B": _paper(2304, 22, 18),
+    "4B": _paper(2944, 26, 23),
+    "8B": _paper(3584, 34, 28),
+    "moe-4b": _paper(
+        1408, 14, 11, n_experts=53, n_shared_experts=1, experts_per_token=3, expert_dim=1408, dense_layers=2
+    ),
+}
