@@ -1,0 +1,59 @@
+"""Relative effects with limits, without dividing by a noisy control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from scipy.optimize import brentq
+
+from stats.contrast import floored
+from stats.errors import StatsError
+from stats.estimate import Estimate
+
+_GROWTH = 1.2
+_STEPS = 120
+
+
+def relative_interval(treatment: Estimate, control: Estimate, tau2: float, alpha: float) -> tuple[float, float]:
+    """Always-valid limits of R_T / R_C - 1: the r at which the two-sided sequence of R_T - (1 + r) R_C ends at 0.
+
+    Fieller's argument: every ratio q = 1 + r is a hypothesis about a difference with variance V_T + q² V_C, and the
+    interval holds the q next to the estimate that are not rejected; so it is asymmetric, and consistent with the gate's
+    margins. A side on which no q is rejected is infinite (the control may be zero); both are when nothing is known.
+    """
+    if not 0 < alpha < 1:
+        raise StatsError("alpha", f"must lie strictly between 0 and 1, got {alpha}")
+    if not (math.isfinite(tau2) and tau2 > 0):
+        raise StatsError("tau2", f"must be positive and finite, got {tau2}")
+    t, c = floored(treatment, control)
+    if c.value == 0 or t.variance + c.variance == 0:
+        return -math.inf, math.inf
+
+    def excess(q: float) -> float:
+        """Above 0 where q is rejected."""
+        variance = t.variance + q * q * c.variance
+        if variance == 0:
+            return -math.inf
+        return abs(t.value - q * c.value) - half_width(variance, tau2, alpha)
+
+    centre = t.value / c.value
+    reach = half_width(t.variance + centre * centre * c.variance, tau2, alpha) / abs(c.value)
+    return _edge(excess, centre, -reach) - 1, _edge(excess, centre, reach) - 1
+
+
+def half_width(variance: float, tau2: float, alpha: float) -> float:
+    """Half the width of the two-sided confidence sequence, for a positive variance (see `mixture`)."""
+    x = tau2 / variance
+    return math.sqrt(variance * (1 + 1 / x) * (2 * math.log(1 / alpha) + math.log1p(x)))
+
+
+def _edge(excess: Callable[[float], float], centre: float, reach: float) -> float:
+    """The first q from the centre, in the direction of `reach`, that is rejected; infinite when none is found."""
+    inner, step = centre, 0.5 * reach
+    for _ in range(_STEPS):
+        outer = centre + step
+        if excess(outer) > 0:
+            return float(brentq(excess, inner, outer, xtol=1e-15, rtol=1e-14))
+        inner, step = outer, step * _GROWTH
+    return math.copysign(math.inf, reach)
