@@ -199,6 +199,9 @@ def _header(content: bytes, folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: format_version {found!r}; this program reads version {FORMAT_VERSION}")
     if not isinstance(header.get("model"), dict):
         raise CheckpointError(f"{folder}: config.json has no model configuration")
+    for name in ("quantization_config", "extra"):
+        if not isinstance(header.get(name, {}), dict):
+            raise CheckpointError(f"{folder}: config.json: {name} must be an object")
     return header
 
 

@@ -24,7 +24,7 @@ from model.split import Split
 class TrainOptions:
     """How long and how fast; the defaults are those of the tiny preset on MovieLens-100K."""
 
-    epochs: int = 10
+    epochs: int = 5
     batch_size: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.05  # on matrices and embeddings, not on norms and biases

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from model.config import PRESETS, OneRecConfig
+from model.errors import ModelError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_config_round_trips_through_json(name: str) -> None:
+    config = PRESETS[name]
+    assert OneRecConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_heads": 3}, "n_heads"),
+        ({"kv_groups": 3}, "kv_groups"),
+        ({"kv_split": 3}, "kv_split"),
+        ({"kv_sets": 9}, "kv_sets"),
+        ({"d_model": 0}, "d_model"),
+        ({"codebook_size": 1}, "codebook_size"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"n_experts": 4, "experts_per_token": 5, "expert_dim": 8}, "experts_per_token"),
+        ({"n_experts": 4, "experts_per_token": 2}, "expert_dim"),
+        ({"n_layers": True}, "n_layers"),
+        ({"n_layers": "2"}, "n_layers"),
+    ],
+)
+def test_config_impossible_value_is_refused_by_name(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        dataclasses.replace(PRESETS["tiny"], **change)
+
+
+def test_config_from_dict_refuses_unknown_missing_and_ill_typed_fields() -> None:
+    raw = PRESETS["tiny"].to_dict()
+    with pytest.raises(ModelError, match="colour"):
+        OneRecConfig.from_dict(raw | {"colour": 1})
+    with pytest.raises(ModelError, match="d_model"):
+        OneRecConfig.from_dict({name: value for name, value in raw.items() if name != "d_model"})
+    with pytest.raises(ModelError, match="dropout"):
+        OneRecConfig.from_dict(raw | {"dropout": "0.1"})
+
+
+def test_config_kv_set_index_is_floor_of_layer_times_sets_over_layers() -> None:
+    config = dataclasses.replace(PRESETS["tiny"], n_layers=7, kv_sets=3)
+    assert [config.kv_set_of(layer) for layer in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert config.context_width == 3 * config.kv_groups * config.head_dim
+
+
+def test_config_moe_preset_keeps_its_first_two_blocks_dense() -> None:
+    config = PRESETS["moe-4b"]
+    assert [config.is_moe_layer(layer) for layer in range(4)] == [False, False, True, True]
+    assert not any(PRESETS["1B"].is_moe_layer(layer) for layer in range(18))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from model.catalogue import Catalogue
+from model.data import IntArray
+from model.evaluate import accuracy, evaluate, ranker_of
+from model.onerec import OneRecV2
+from model.recommender import Recommender
+from model.semantic_ids import Tokenizer
+from model.split import Split
+
+
+def test_accuracy_by_hand() -> None:
+    ranked = np.array([[7, 1, 2], [3, 4, 5], [6, 8, -1]])
+    got = accuracy(ranked, np.array([2, 9, 6]), n_items=10)
+    assert got.hit_rate == pytest.approx(2 / 3)
+    assert got.ndcg == pytest.approx((1 / math.log2(4) + 0 + 1) / 3)
+    assert (got.k, got.users, got.coverage) == (3, 3, 0.8)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_evaluate_shows_the_ranker_only_what_precedes_the_target(toy_split: Split, validation: bool) -> None:
+    asked: list[IntArray] = []
+
+    def oracle(histories: list[IntArray], k: int) -> IntArray:
+        asked.extend(histories)
+        targets = toy_split.validation if validation else toy_split.test
+        return np.repeat(targets[:, None], k, axis=1)
+
+    assert evaluate(oracle, toy_split, validation=validation).hit_rate == 1.0
+    for user, history in enumerate(asked):
+        assert toy_split.test[user] not in history
+        assert (toy_split.validation[user] in history) is not validation
+
+
+def test_ranker_of_a_recommender_agrees_with_it_across_batches(
+    toy_model: OneRecV2, toy_split: Split, toy_tokenizer: Tokenizer
+) -> None:
+    recommender = Recommender(toy_model, Catalogue.of(toy_split.interactions), toy_tokenizer, beam_width=10)
+    histories = list(toy_split.train[:7])
+    ranked = ranker_of(recommender, batch_size=3)(histories, 5)
+    names = recommender.catalogue.ids
+    for history, row in zip(histories, ranked, strict=True):
+        (answer,) = recommender.recommend([[names[item] for item in history]], k=5)
+        assert [scored.item_id for scored in answer] == [names[item] for item in row]

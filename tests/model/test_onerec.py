@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.config import PRESETS, OneRecConfig
+from model.onerec import OneRecV2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_built_on_the_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        model = OneRecV2(PRESETS[name])
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_loss_is_the_mean_over_levels_of_minus_log_p(toy_model: OneRecV2) -> None:
+    codes = torch.randint(0, 5, (4, 3), generator=torch.Generator().manual_seed(0))
+    context = toy_model.context(torch.randint(0, 5, (4, 2, 3)), torch.ones(4, 2, dtype=torch.bool))
+    logits = toy_model(context, codes)
+    total = 0.0
+    for row in range(4):
+        for level in range(3):
+            values = [math.exp(float(x)) for x in logits[level][row]]
+            total -= math.log(values[int(codes[row, level])] / sum(values))
+    assert float(toy_model.loss(context, codes)) == pytest.approx(total / 12, rel=1e-5)
+
+
+@torch.no_grad()
+def test_logits_of_a_level_depend_on_earlier_codes_only(toy_model: OneRecV2) -> None:
+    context = toy_model.context(torch.zeros(1, 2, 3, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool))
+    first = toy_model(context, torch.tensor([[1, 2, 3]]))
+    other = toy_model(context, torch.tensor([[1, 4, 0]]))
+    assert torch.equal(first[0], other[0])
+    torch.testing.assert_close(first[1], other[1])
+    assert not torch.allclose(first[2], other[2])
+
+
+@torch.no_grad()
+def test_decoding_code_by_code_equals_teacher_forcing(toy_model: OneRecV2) -> None:
+    codes = torch.tensor([[1, 2, 3], [4, 0, 2]])
+    context = toy_model.context(torch.ones(2, 3, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool))
+    whole = toy_model(context, codes)
+    hidden, caches = toy_model.start(context)
+    for level in range(3):
+        torch.testing.assert_close(toy_model.logits(hidden, level)[:, 0], whole[level], atol=1e-5, rtol=1e-4)
+        if level < 2:
+            hidden, caches = toy_model.advance(codes[:, level : level + 1], level, context, caches)
+
+
+def test_toy_and_tiny_models_are_small_and_finite(toy_config: OneRecConfig) -> None:
+    model = OneRecV2(PRESETS["tiny"])
+    assert sum(parameter.numel() for parameter in model.parameters()) < 500_000
+    assert all(torch.isfinite(parameter).all() for parameter in OneRecV2(toy_config).parameters())
