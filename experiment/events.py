@@ -1,0 +1,111 @@
+"""The records that travel from the gateway through the durable spool into the SQL store.
+
+`Served` is written by the gateway for each answered request; `Interaction` is what a client reports about a slate that
+it showed. Both are plain values; a record's id makes its delivery idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """What a client can report about an item of a slate."""
+
+    IMPRESSION = "impression"
+    CLICK = "click"
+    WATCH = "watch"
+    LIKE = "like"
+    DISMISS = "dismiss"
+
+
+class Status(StrEnum):
+    """What became of an interaction in the store.
+
+    PENDING: its request, or the impression that a click needs, has not arrived yet (an orphan while it stays so).
+    COUNTED: folded into its user's totals, exactly once.
+    REPEAT: a second impression or click of the same item of the same request; kept, not counted.
+    LATE: arrived after its user's exposure window had closed; kept, not counted.
+    UNENROLLED: its user is in no experiment; kept, not counted.
+    """
+
+    PENDING = "pending"
+    COUNTED = "counted"
+    REPEAT = "repeat"
+    LATE = "late"
+    UNENROLLED = "unenrolled"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One answered recommendation request, as the splitter saw it.
+
+    experiment, run, arm, bucket and phase are None for users outside every experiment (arm is the ASSIGNED arm, the
+    one that analysis uses; served_variant is who answered). phase is the ramp step at which the request was routed.
+    fallback names why another variant answered (None: nobody fell back). failed: the user got no slate.
+    slow: latency_ms was above the experiment's latency objective. forced: the arm came from an override and is
+    never analysed.
+    """
+
+    request_id: str
+    user_id: str
+    experiment: str | None
+    run: int | None
+    arm: str | None
+    bucket: float | None
+    phase: int | None
+    served_variant: str
+    table_version: int
+    reason: str
+    fallback: str | None
+    failed: bool
+    slow: bool
+    forced: bool
+    latency_ms: float
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One client-reported event about one item of one slate.
+
+    value: seconds for WATCH, 1.0 otherwise. occurred_at is the client's clock, received_at the gateway's; only
+    received_at decides whether the exposure window was still open.
+    """
+
+    event_id: str
+    kind: Kind
+    request_id: str
+    user_id: str
+    item_id: str
+    position: int | None
+    value: float
+    occurred_at: datetime
+    received_at: datetime
+
+
+Record = Served | Interaction
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    """A JSON-ready dict; `type` tells the two records apart, times are ISO 8601 with offset."""
+    fields = asdict(record)
+    for name, value in fields.items():
+        if isinstance(value, datetime):
+            fields[name] = value.isoformat()
+    return {"type": "served" if isinstance(record, Served) else "interaction", **fields}
+
+
+def from_dict(fields: Mapping[str, Any]) -> Record:
+    """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on a record that was not written by it."""
+    values = {name: value for name, value in fields.items() if name != "type"}
+    values["received_at"] = datetime.fromisoformat(values["received_at"])
+    if fields["type"] == "served":
+        return Served(**values)
+    values["kind"] = Kind(values["kind"])
+    values["occurred_at"] = datetime.fromisoformat(values["occurred_at"])
+    return Interaction(**values)
