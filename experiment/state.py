@@ -109,11 +109,16 @@ class LookInput:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One machine-readable reason of a verdict. bound, margin and estimate are in the metric's relative scale."""
+    """One machine-readable reason of a verdict, with a sentence for people.
+
+    estimate, bound and margin are relative to control for metrics, shares of requests for limits; n counts users
+    (requests for limits) of the treatment.
+    """
 
     code: str
     text: str
     metric: str | None = None
+    arm: str | None = None
     estimate: float | None = None
     bound: float | None = None
     margin: float | None = None
