@@ -2,7 +2,7 @@
 
     ready → running ⇄ paused → promoted | rolled_back | stopped
 
-The last three end a run; only `restart` follows them, as a new run with a new seed. Coverage never shrinks within a run.
+The last three end a run; only `restart` follows them, as a new run with a new seed. Coverage never shrinks in a run.
 """
 
 from __future__ import annotations
