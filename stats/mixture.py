@@ -5,8 +5,8 @@ e-process; with x = tau² / V and z = d / √V everything is a function of (z, x
 refitting it at a look voids the guarantee. Valid at every look when V is the variance of an estimate whose information
 only grows (increments of the estimate are uncorrelated in information time).
 
-Sources: Howard, Ramdas, McAuliffe & Sekhon 2021 (1810.08240), propositions 5 and 6 (one- and two-sided mixtures);
-Waudby-Smith et al. (2103.06476), equation 3 and appendix B for the asymptotic version with estimated variances.
+Sources: Howard, Ramdas, McAuliffe & Sekhon 2021 (1810.08240), the two- and one-sided normal mixtures of section 3;
+Waudby-Smith et al. (2103.06476) for the asymptotic version with estimated variances.
 
 V = 0 means that no user differed from any other: noise has not been measured yet. That is no evidence (log e = 0, a
 valid e-value) and an unbounded interval, never a certainty.
