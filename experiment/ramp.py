@@ -13,9 +13,10 @@ from datetime import datetime
 from enum import StrEnum
 
 from experiment.errors import IllegalTransitionError
+from experiment.evidence import tau2_of
 from experiment.gate import RECOVERED, SIGNAL
-from experiment.spec import Arm
-from experiment.state import ExperimentRow, Reason, State, Verdict
+from experiment.spec import Arm, ExperimentSpec
+from experiment.state import DecisionRow, ExperimentRow, Reason, State, Verdict
 
 MAX_FAILURES = 5
 """Looks in a row that may end in an error before the run is paused."""
@@ -56,6 +57,49 @@ VERDICT_OF: dict[Action, Verdict] = {
     Action.RESTART: Verdict.HOLD,
 }
 """Under which verdict a person's action is written into the log of decisions."""
+
+
+def new_experiment(spec: ExperimentSpec, at: datetime) -> ExperimentRow:
+    """The first run of an experiment, ready to start. Its mixture variances are fixed here."""
+    return ExperimentRow(
+        key=spec.key,
+        run=1,
+        version=1,
+        state=State.READY,
+        step=0,
+        spec=spec,
+        spec_digest=spec.digest,
+        tau2=tau2_of(spec),
+        latches={},
+        srm_log_e=0.0,
+        looks=0,
+        created_at=at,
+        started_at=None,
+        step_started_at=None,
+        ended_at=None,
+        watermark=None,
+        pause_reason=None,
+    )
+
+
+def created_by(actor: str, row: ExperimentRow) -> DecisionRow:
+    """The first line of an experiment's audit log."""
+    return DecisionRow(
+        key=row.key,
+        run=row.run,
+        look=0,
+        at=row.created_at,
+        actor=actor,
+        verdict=Verdict.HOLD,
+        state_before=State.DRAFT,
+        state_after=row.state,
+        step_before=row.step,
+        step_after=row.step,
+        reasons=(Reason("created", "the specification was accepted"),),
+        evidence={},
+        spec_digest=row.spec_digest,
+        code_version="",
+    )
 
 
 def step(row: ExperimentRow, verdict: Verdict, reasons: Sequence[Reason], now: datetime) -> ExperimentRow:

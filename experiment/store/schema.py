@@ -125,7 +125,10 @@ served = sa.Table(
     sa.Column("forced", sa.Boolean, nullable=False),
     sa.Column("latency_ms", sa.Float, nullable=False),
     sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Index("served_by_user", "experiment", "run", "user_id"),
 )
+
+_PENDING, _LATE = sa.text("status = 'pending'"), sa.text("status = 'late'")
 
 interactions = sa.Table(
     "interactions",
@@ -141,6 +144,8 @@ interactions = sa.Table(
     sa.Column("received_at", sa.BigInteger, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Index("interactions_by_request", "request_id"),
+    sa.Index("interactions_pending", "status", sqlite_where=_PENDING, postgresql_where=_PENDING),
+    sa.Index("interactions_late", "status", sqlite_where=_LATE, postgresql_where=_LATE),
 )
 
 _COUNTS = ("requests", "impressions", "clicks", "likes", "dismisses", "slow", "failed", "fallbacks")

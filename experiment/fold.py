@@ -1,0 +1,73 @@
+"""From one user's raw records to one row of totals: pure, and the same in whatever order the records arrived.
+
+The store recomputes a user whenever something new arrives for them, instead of adding to counters. A sum over a set
+does not depend on the order or the number of deliveries; a counter does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from experiment.events import Interaction, Kind, Served, Status
+from experiment.metrics import COLUMNS
+
+_COLUMN_OF = {
+    Kind.IMPRESSION: "impressions",
+    Kind.CLICK: "clicks",
+    Kind.WATCH: "watch_s",
+    Kind.LIKE: "likes",
+    Kind.DISMISS: "dismisses",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UserFold:
+    """One user of one run. totals: every column of METRICS, within the exposure window [exposed_at, closes_at)."""
+
+    arm: str
+    phase: int
+    exposed_at: datetime
+    closes_at: datetime
+    totals: dict[str, float]
+    statuses: dict[str, Status] = field(default_factory=dict)
+
+
+def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], window: timedelta) -> UserFold:
+    """All records of one user in one run -> the user's totals, and what became of each interaction.
+
+    served: at least one, none of them forced. The first of them, by the gateway's clock, opens the window. Of each kind
+    the first event about an item of a request counts; watch times add up; all but impressions need their impression.
+    """
+    answered = sorted(served, key=lambda record: (record.received_at, record.request_id))
+    first = answered[0]
+    closes_at = first.received_at + window
+    totals = dict.fromkeys(COLUMNS, 0.0)
+    for record in answered:
+        if record.received_at < closes_at:
+            totals["requests"] += 1
+            totals["slow"] += record.slow
+            totals["failed"] += record.failed
+            totals["fallbacks"] += record.fallback is not None
+    statuses: dict[str, Status] = {}
+    shown: dict[tuple[str, str], Status] = {}
+    seen: set[tuple[Kind, str, str]] = set()
+    for event in sorted(interactions, key=_impressions_first):
+        item = (event.request_id, event.item_id)
+        status = Status.COUNTED if event.received_at < closes_at else Status.LATE
+        if event.kind is not Kind.IMPRESSION and status is Status.COUNTED:
+            status = shown.get(item, Status.PENDING)
+        if event.kind is not Kind.WATCH and status is not Status.PENDING:
+            status = Status.REPEAT if (event.kind, *item) in seen else status
+            seen.add((event.kind, *item))
+        if event.kind is Kind.IMPRESSION:
+            shown.setdefault(item, status)
+        if status is Status.COUNTED:
+            totals[_COLUMN_OF[event.kind]] += event.value
+        statuses[event.event_id] = status
+    return UserFold(first.arm or "", first.phase or 0, first.received_at, closes_at, totals, statuses)
+
+
+def _impressions_first(event: Interaction) -> tuple[bool, datetime, str]:
+    return event.kind is not Kind.IMPRESSION, event.received_at, event.event_id
