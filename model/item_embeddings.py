@@ -12,6 +12,8 @@ from scipy.sparse.linalg import svds
 from model.split import Split
 
 Matrix = npt.NDArray[np.float32]
+DENSE_ITEMS = 400
+"""Up to this many items the whole SVD is as fast as the truncated one, and never fails to converge."""
 
 
 def cooccurrence(histories: Sequence[npt.NDArray[np.int64]], n_items: int, window: int) -> sp.csr_array:
@@ -56,6 +58,20 @@ def _unit(rows: Matrix) -> Matrix:
     return unit
 
 
+def _leading_directions(information: sp.csr_array, rank: int, seed: int) -> Matrix:
+    """U·sqrt(S) of the truncated SVD: dense for a small catalogue, Lanczos from a seeded start for a large one."""
+    n_items = information.shape[0]
+    if information.nnz == 0:
+        return np.zeros((n_items, rank), dtype=np.float32)
+    if n_items <= DENSE_ITEMS:
+        left, singular, _ = np.linalg.svd(information.toarray())
+    else:
+        start = np.random.default_rng(seed).standard_normal(n_items)
+        left, singular, _ = svds(information, k=rank, v0=start)
+    scaled: Matrix = (left[:, :rank] * np.sqrt(singular[:rank])).astype(np.float32)
+    return scaled
+
+
 def item_embeddings(split: Split, dim: int = 48, window: int = 10, genre_weight: float = 0.5, seed: int = 0) -> Matrix:
     """[items, dim + genres]: truncated SVD of the windowed PPMI matrix, unit rows, beside weighted genres.
 
@@ -63,8 +79,5 @@ def item_embeddings(split: Split, dim: int = 48, window: int = 10, genre_weight:
     """
     n_items = split.n_items
     information = ppmi(cooccurrence(split.train, n_items, window))
-    rank = min(dim, n_items - 1)
-    start = np.random.default_rng(seed).standard_normal(n_items)
-    left, singular, _ = svds(information, k=rank, v0=start)
-    behaviour = _unit((left * np.sqrt(singular)).astype(np.float32))
+    behaviour = _unit(_leading_directions(information, min(dim, n_items - 1), seed))
     return np.concatenate([behaviour, genre_weight * genre_matrix(split.interactions.genres)], axis=1)

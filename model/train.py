@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +25,18 @@ from model.split import Split
 class TrainOptions:
     """How long and how fast; the defaults are those of the tiny preset on MovieLens-100K."""
 
-    epochs: int = 5
+    epochs: int = 6
     batch_size: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.05  # on matrices and embeddings, not on norms and biases
     warmup_share: float = 0.05  # of all steps, linear; then a cosine down to zero
     clip_norm: float = 1.0
+    threads: int = 1  # the tiny preset's operations are too small to share: two threads are slower than one
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ModelError("epochs, batch_size: must be at least 1")
+        for name in ("epochs", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0.0:
             raise ModelError(f"learning_rate: must be positive, got {self.learning_rate}")
 
@@ -98,19 +101,30 @@ def train(
 ) -> TrainResult:
     """Fit the tokenizer, then the model by AdamW on -log p of each training position's codes.
 
-    Reproducible to the bit on one machine and thread count. Raises ModelError when the codes are too few.
+    Reproducible to the bit on one kind of machine. The process's torch thread count is changed meanwhile and put
+    back afterwards. Raises ModelError when the codes are too few.
     """
     options = options or TrainOptions()
     began = time.perf_counter()
-    vectors = item_embeddings(split, seed=seed)
-    tokenizer, quality = fit_tokenizer(vectors, config.levels, config.codebook_size, seed)
-    with torch.random.fork_rng(devices=[]):
+    with _threads(options.threads), torch.random.fork_rng(devices=[]):
+        vectors = item_embeddings(split, seed=seed)
+        tokenizer, quality = fit_tokenizer(vectors, config.levels, config.codebook_size, seed)
         torch.manual_seed(seed)
         model = OneRecV2(config)
         losses = _fit(
             model, tokenizer.codes, Samples.of(split), options, seed=seed, report=progress or (lambda _: None)
         )
     return TrainResult(model.eval(), tokenizer, quality, losses, time.perf_counter() - began)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _fit(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 
 from model.item_embeddings import cooccurrence, genre_matrix, item_embeddings, ppmi
@@ -43,3 +44,12 @@ def test_item_embeddings_repeat_and_know_neighbours(toy_split: Split) -> None:
 def test_item_embeddings_read_no_held_out_interaction(toy_split: Split) -> None:
     changed = Split(toy_split.interactions, toy_split.train, toy_split.validation[::-1], toy_split.test[::-1])
     np.testing.assert_array_equal(item_embeddings(toy_split, dim=4), item_embeddings(changed, dim=4))
+
+
+def test_item_embeddings_of_large_and_small_catalogues_span_the_same_space(
+    toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = item_embeddings(toy_split, dim=5, window=2)[:, :5]
+    monkeypatch.setattr("model.item_embeddings.DENSE_ITEMS", 0)
+    lanczos = item_embeddings(toy_split, dim=5, window=2)[:, :5]
+    np.testing.assert_allclose(dense @ dense.T, lanczos @ lanczos.T, atol=1e-4)

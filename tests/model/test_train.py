@@ -7,10 +7,11 @@ import torch
 
 from model.catalogue import Catalogue
 from model.config import OneRecConfig
+from model.data import Row, from_rows
 from model.errors import ModelError
 from model.evaluate import evaluate, ranker_of
 from model.recommender import Recommender
-from model.split import Split
+from model.split import Split, leave_one_out
 from model.train import Progress, Samples, TrainOptions, train
 
 QUICK = TrainOptions(epochs=12, batch_size=32, learning_rate=1e-2)
@@ -56,7 +57,7 @@ def test_training_repeats_with_its_seed_and_differs_with_another(toy_split: Spli
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"threads": 0}, {"learning_rate": 0.0}])
 def test_train_options_impossible_values_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ModelError, match=next(iter(change))):
         TrainOptions(**change)
@@ -65,3 +66,10 @@ def test_train_options_impossible_values_are_refused(change: dict[str, float]) -
 def test_training_with_too_few_codes_is_refused(toy_split: Split, small: OneRecConfig) -> None:
     with pytest.raises(ModelError, match="codebook_size"):
         train(toy_split, dataclasses.replace(small, codebook_size=2), seed=0)
+
+
+def test_training_works_on_the_smallest_possible_data(small: OneRecConfig) -> None:
+    split = leave_one_out(from_rows([Row("a", item, float(time), 1.0) for time, item in enumerate("xyz")]))
+    result = train(split, small, seed=0, options=dataclasses.replace(QUICK, epochs=1))
+    recommender = Recommender(result.model, Catalogue.of(split.interactions), result.tokenizer)
+    assert [scored.item_id for scored in recommender.recommend([["x", "y"]], k=3)[0]] == ["z"]
