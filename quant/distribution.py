@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.experts import MixtureOfExperts
 from quant.errors import QuantError
+from quant.experts import Fp8Experts
 from quant.table import Table, number, table
 
 
@@ -59,7 +60,7 @@ def weights_of(module: nn.Module) -> Tensor:
     """All weights of a plain Linear or mixture of experts as one flat tensor; QuantError for anything else."""
     if isinstance(module, nn.Linear):
         return module.weight.detach().flatten()
-    if isinstance(module, MixtureOfExperts) and isinstance(module.gate_up, nn.Parameter):
+    if isinstance(module, MixtureOfExperts) and not isinstance(module, Fp8Experts):
         return torch.cat([module.gate_up.detach().flatten(), module.down.detach().flatten()])
     raise QuantError(f"a {type(module).__name__} has no plain weights")
 
