@@ -10,6 +10,7 @@ from typing import Any
 from experiment.metrics import METRICS
 from experiment.spec import ExperimentSpec, Limit, MetricSpec
 from experiment.state import ArmAggregate, Latch, LookInput
+from stats.bound import relative_bound
 from stats.contrast import Contrast, difference, noninferiority
 from stats.estimate import Estimate, mean, ratio
 from stats.evalues import latch
@@ -38,6 +39,7 @@ class MetricEvidence:
     """One metric of one treatment against control.
 
     effect, low, high: relative to control (0.05 = 5 % more), limits always-valid at 95 %; infinite limits are None.
+    bound: the one-sided limit that is held against the margin, at the specification's alpha for a promotion.
     log_e_*: at this look; latch: their running maxima. ready: past the burn-in, so the latch may move.
     """
 
@@ -50,6 +52,7 @@ class MetricEvidence:
     effect: float | None
     low: float | None
     high: float | None
+    bound: float | None
     log_e_promote: float
     log_e_rollback: float
     log_e_superior: float
@@ -150,13 +153,15 @@ def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: Ar
     before = look.row.latches.get(latch_key(metric.name, arm.arm), Latch())
     t, c = _estimate(metric.name, arm.moments[metric.name]), _estimate(metric.name, control.moments[metric.name])
     ready = _past_burn_in(spec, arm) and _past_burn_in(spec, control)
-    effect = low = high = None
+    effect = low = high = bound = None
     promote = rollback = superior = 0.0
     if t is not None and c is not None:
         promote, rollback, superior = _log_e_values(metric, t, c, tau2)
         if c.value != 0:
             effect = t.value / c.value - 1
             low, high = (_finite(limit) for limit in relative_interval(t, c, tau2, DISPLAY_ALPHA))
+            increasing = METRICS[metric.name].increasing
+            bound = _finite(relative_bound(t, c, tau2, spec.alpha.promote, increasing=increasing))
     now = before
     if ready:
         now = Latch(latch(before.promote, promote), latch(before.rollback, rollback), latch(before.superior, superior))
@@ -170,6 +175,7 @@ def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: Ar
         effect=effect,
         low=low,
         high=high,
+        bound=bound,
         log_e_promote=promote,
         log_e_rollback=rollback,
         log_e_superior=superior,

@@ -1,4 +1,7 @@
-"""Sentences about evidence, for people: what was measured, with its limits and the line that it was held against."""
+"""Sentences about evidence, for people: what was measured, with its limits and the line that it was held against.
+
+All limits are always-valid: they hold at every look together.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ from experiment.state import Reason
 
 
 def about_metric(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclusion: str) -> Reason:
-    """`bound` is the limit that faces the margin: the lower one where more is better, the upper one otherwise."""
+    """`bound` is the one-sided limit that is held against the margin: lower where more is better, upper otherwise."""
     increasing = METRICS[metric.metric].increasing
-    bound = metric.low if increasing else metric.high
     signed_margin = None
     if metric.margin is not None:
         signed_margin = -metric.margin if increasing else metric.margin
     text = f"{metric.metric} of {metric.arm} against {spec.control.arm}: {_effect(metric)}"
-    if signed_margin is not None:
-        text += f", margin {percent(signed_margin)}"
+    if metric.bound is not None and signed_margin is not None:
+        side = "at least" if increasing else "at most"
+        level = 100 * (1 - spec.alpha.promote)
+        text += f", {side} {percent(metric.bound)} with {level:g} % confidence, margin {percent(signed_margin)}"
     users = metric.treatment.users
     return Reason(
         code=code,
@@ -25,7 +29,7 @@ def about_metric(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclu
         metric=metric.metric,
         arm=metric.arm,
         estimate=metric.effect,
-        bound=bound,
+        bound=metric.bound,
         margin=signed_margin,
         n=users,
     )
@@ -59,4 +63,4 @@ def _effect(metric: MetricEvidence) -> str:
         return "no estimate yet"
     low = "-∞" if metric.low is None else percent(metric.low)
     high = "+∞" if metric.high is None else percent(metric.high)
-    return f"{percent(metric.effect)} (always-valid 95 % limits {low} to {high})"
+    return f"{percent(metric.effect)} (95 % limits {low} to {high})"
