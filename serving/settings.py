@@ -1,0 +1,53 @@
+"""All settings of the service, read once by the command from `CROSSFADE_*` and passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where the service lives, what it talks to, and its limits. Every field is an environment variable, too.
+
+    `home` holds what the service itself makes: secret, tokens.json, crossfade.db, spool/, checkpoints/, data/, logs/.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CROSSFADE_", frozen=True, extra="forbid")
+
+    home: Path = Path(".crossfade")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=1, le=65535)
+    database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite in the home unless given")
+    redis_url: str | None = Field(default=None, description="an embedded Valkey is started unless given")
+    default_variant: str = "bf16"
+    gateway_replicas: int = Field(default=1, ge=1)
+    variant_replicas: int = Field(default=1, ge=1)
+    variant_threads: int = Field(default=1, ge=1, description="torch threads of one replica")
+    variant_gpus: float = Field(default=0.0, ge=0, description="GPUs of one replica; a share places several on one")
+    batch_size: int = Field(default=8, ge=1)
+    batch_wait_s: float = Field(default=0.005, ge=0)
+    variant_timeout_s: float = Field(default=1.0, gt=0, description="of one call to an arm")
+    answer_timeout_s: float = Field(default=2.5, gt=0, description="of an answer with its fallback")
+    table_poll_s: float = Field(default=0.5, gt=0)
+    spool_max_bytes: int = Field(default=256 * 2**20, ge=2**16)
+    spool_segment_bytes: int = Field(default=8 * 2**20, ge=2**12)
+    flush_rows: int = Field(default=500, ge=1)
+    known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
+    request_max_bytes: int = 64 * 2**10
+    events_max_bytes: int = 2**20
+
+    @property
+    def sql_url(self) -> str:
+        """The database to use."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'crossfade.db'}"
+
+    @property
+    def spool_dir(self) -> Path:
+        return self.home.absolute() / "spool"
+
+    @property
+    def url(self) -> str:
+        """Where the service answers."""
+        return f"http://{self.host}:{self.port}"
