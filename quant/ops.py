@@ -29,8 +29,8 @@ def fp8_linear(
     x [..., K] in a float dtype; weight [N, K] E4M3; weight_scale [N, 1] float32; bias [N] -> [..., N] in x's dtype.
     Sums are float32 or better. Where the device multiplies FP8 and 16 divides N and K this is one row-wise
     `torch._scaled_mm`; elsewhere it is the same numbers through an ordinary product with `dequantised`, the weights
-    times their scale in x's dtype, which a caller that has them at hand passes in. On a CPU the latter is 2 to 30
-    times as fast as `_scaled_mm` there (tests/bench/quant_cpu.py).
+    times their scale in x's dtype, which a caller that has them at hand passes in. On a CPU the latter takes about
+    half the time of `_scaled_mm` (tests/bench/quant_cpu.py).
     """
     if runs_on_tensor_cores(x, weight):
         return _scaled_product(x, weight, weight_scale, bias)

@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def through_eight_bits(x: Tensor, matrix: Tensor) -> Tensor:
     return functional.linear(dequantise(quantise(x, scale), scale), matrix)
 
 
+@torch.inference_mode()
 def operators(rounds: int) -> list[dict[str, float]]:
     """One product of each shape: plain, by the reference, through the 8-bit type, by torch._scaled_mm."""
     rows = []
@@ -64,7 +66,7 @@ def operators(rounds: int) -> list[dict[str, float]]:
         x, dense = torch.randn(tokens, wide), torch.randn(out, wide)
         scale = row_scale(dense)
         codes, matrix = quantise(dense, scale), dequantise(quantise(dense, scale), scale)
-        arms = {
+        arms: dict[str, Callable[[], object]] = {
             "plain": lambda x=x, dense=dense: functional.linear(x, dense),
             "reference": lambda x=x, c=codes, s=scale, m=matrix: fp8_linear(x, c, s, dequantised=m),
             "eight_bits": lambda x=x, m=matrix: through_eight_bits(x, m),
@@ -97,6 +99,12 @@ def recommenders(plain_dir: Path, fp8_dir: Path, rounds: int) -> dict[str, float
     return medians_ms(calls, rounds, 4)
 
 
+def commit() -> str:
+    """The commit that is measured, or "unknown" outside a repository."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def main() -> None:
     """Measure, print, and write the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -106,10 +114,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds = 5 if options.quick else 40
-    print(
-        f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread; "
-        f"Python {platform.python_version()}, torch {torch.__version__}\n"
-    )
+    setting = {
+        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "commit": commit(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    print(f"{setting['hardware']}; {setting['versions']}\n")
     with tempfile.TemporaryDirectory() as home:
         plain = options.checkpoint or random_checkpoint(Path(home) / "bf16")
         answer = recommenders(plain, Path(home) / "fp8", rounds)
@@ -127,7 +138,7 @@ def main() -> None:
         numbers |= {f"{name}_{label}_ms": row[name] for name in ("plain", "reference", "eight_bits", "scaled_mm")}
     numbers = {name: round(value, 4) for name, value in numbers.items()}
     if options.out:
-        options.out.write_text(json.dumps({"command": sys.argv, "numbers": numbers}, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(setting | {"numbers": numbers}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(numbers))
 
 
