@@ -3,7 +3,7 @@
     <root>/<writer>/lock                held while the owner lives; a folder whose lock is free is an orphan
     <root>/<writer>/00000001.jsonl      segments, one JSON record a line, only ever appended to
     <root>/<writer>/offset              "segment byte" up to which everything is in the SQL store
-    <root>/<writer>/quarantine.jsonl    lines that are no records: set aside and counted, nothing else is lost
+    <root>/quarantine-<writer>.jsonl    lines that are no records: set aside and counted, nothing else is lost
 
 One process owns a folder. Appending and reading may happen in different threads.
 """
@@ -98,6 +98,8 @@ class Spool:
 
     def advance(self, position: Position) -> None:
         """Everything before `position` is in the SQL store: remember that durably and drop finished segments."""
+        if position == self._done:
+            return
         temporary = self.folder / "offset.new"
         with temporary.open("w", encoding="ascii") as file:
             file.write(f"{position.segment} {position.byte}")
@@ -146,7 +148,7 @@ class Spool:
             return from_dict(json.loads(line))
         except (ValueError, KeyError, TypeError):
             self.quarantined += 1
-            with (self.folder / "quarantine.jsonl").open("ab") as file:
+            with self.folder.with_name(f"quarantine-{self.folder.name}.jsonl").open("ab") as file:
                 file.write(line.rstrip(b"\n") + b"\n")
             return None
 

@@ -116,14 +116,12 @@ def _adopt(folder: Path, settings: Settings, log: EventLog) -> int:
         spool = Spool(folder, settings.spool_max_bytes, settings.spool_segment_bytes)
     except BlockingIOError:
         return 0  # another writer was faster
+    stored = False
     try:
         moved = drain(spool, log, settings.flush_rows)
         log.retire(folder.name)
-    except BaseException:
-        spool.close()
-        raise
-    keep = spool.quarantined or (folder / "quarantine.jsonl").exists()
-    if moved or not keep:
-        _log.info("adopted %d records of %s", moved, folder.name)
-    spool.close(remove=not keep)
+        stored = True
+    finally:
+        spool.close(remove=stored)
+    _log.info("adopted %d records of %s", moved, folder.name)
     return moved
