@@ -92,7 +92,7 @@ class Moments:
         )  # fmt: skip
 
     @classmethod
-    def from_sums(  # noqa: PLR0917 - the column order of the SQL aggregate
+    def from_sums(
         cls,
         n: int,
         sx: float,
