@@ -6,7 +6,7 @@ does not depend on the order or the number of deliveries; a counter does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -64,9 +64,36 @@ def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], win
         if event.kind is Kind.IMPRESSION:
             shown.setdefault(item, status)
         if status is Status.COUNTED:
-            totals[_COLUMN_OF[event.kind]] += event.value
+            totals[_COLUMN_OF[event.kind]] += event.value if event.kind is Kind.WATCH else 1
         statuses[event.event_id] = status
     return UserFold(first.arm or "", first.phase or 0, first.received_at, closes_at, totals, statuses)
+
+
+def settle(
+    served: Sequence[Served],
+    interactions: Sequence[Interaction],
+    before: Mapping[str, Status],
+    window: timedelta,
+    watermark: datetime | None,
+    closes_at: datetime | None,
+) -> tuple[UserFold | None, dict[str, Status]]:
+    """What a store has to write for one user: the new row of totals (None: leave it), and the interactions' statuses.
+
+    before: event id -> status so far. watermark: the latest time that a look has closed. closes_at: when the window of
+    the row in the store closes (None: no row yet). A row that a look has read never changes, and a request that arrives
+    after a look has closed its own window opens none: it was not there for that look, so it is never there.
+    """
+    kept = served
+    if watermark is not None:
+        frozen = closes_at is not None and closes_at <= watermark
+        kept = [] if frozen else [record for record in served if record.received_at + window > watermark]
+    requests = {record.request_id for record in kept}
+    outside = (event.event_id for event in interactions if event.request_id not in requests)
+    statuses = {event: Status.LATE for event in outside if before[event] is Status.PENDING}
+    if not kept:
+        return None, statuses
+    fold = fold_user(kept, (event for event in interactions if event.request_id in requests), window)
+    return fold, statuses | fold.statuses
 
 
 def _impressions_first(event: Interaction) -> tuple[bool, datetime, str]:

@@ -59,6 +59,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(name="free_port")
+def _free_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    return free_port()
+
+
 @contextmanager
 def postgres_server(*options: str) -> Iterator[str]:
     """A PostgreSQL on a free port of 127.0.0.1 with a data directory of its own; yields its URL.

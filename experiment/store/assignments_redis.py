@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable
@@ -39,17 +40,18 @@ class RedisAssignments:
     million runs. The price would be one user keeping another's arm.
     """
 
-    def __init__(self, redis: Redis, prefix: str = "crossfade") -> None:
+    def __init__(self, redis: Redis, prefix: str = "crossfade", timeout_s: float = 0.25) -> None:
         self._redis = redis
         self._prefix = prefix
+        self._timeout_s = timeout_s
         self._assign = redis.register_script(_ASSIGN)
         self._publish = redis.register_script(_PUBLISH)
 
     @classmethod
-    def from_url(cls, url: str, timeout_s: float = 0.25) -> RedisAssignments:
+    def from_url(cls, url: str, timeout_s: float = 0.25, prefix: str = "crossfade") -> RedisAssignments:
         """A client that gives up after `timeout_s`, so that an answer never waits for a dead Redis."""
         redis = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None)
-        return cls(redis)
+        return cls(redis, prefix, timeout_s)
 
     async def assign_if_absent(self, experiment: str, run: int, user_id: str, arm: str, epoch: int) -> Enrolment:
         """See `AssignmentStore.assign_if_absent`."""
@@ -80,6 +82,7 @@ class RedisAssignments:
 
     async def _run(self, call: Any) -> Any:
         try:
-            return await cast("Awaitable[Any]", call)
+            async with asyncio.timeout(self._timeout_s):  # connecting, greeting and answering together
+                return await cast("Awaitable[Any]", call)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailableError(f"Redis does not answer: {error or type(error).__name__}") from error
+            raise StoreUnavailableError(f"Redis does not answer: {str(error) or type(error).__name__}") from error

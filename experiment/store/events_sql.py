@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import sqlalchemy as sa
 
 from experiment.events import Interaction, Kind, Record, Served, Status
-from experiment.fold import UserFold, fold_user
+from experiment.fold import UserFold, settle
 from experiment.metrics import COLUMNS
 from experiment.ports import Ingested
 from experiment.store import schema
 from experiment.store.engine import reading, writing
 from experiment.store.schema import micros, moment
+from experiment.store.storable import storable
 from experiment.store.writes import add_to_counter, insert_new, upsert
 
 _CHUNK = 500
@@ -25,8 +26,14 @@ _CHUNK = 500
 _WRITER_LOCK = 0x63726F73
 """One folding transaction at a time: two that see half of a user each would both be wrong. SQLite does so by itself."""
 
-UserKey = tuple[str, int, str]
-"""(experiment, run, user id)."""
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The users of one run that an append touches. watermark: None unless it is the experiment's current run."""
+
+    window: timedelta
+    watermark: datetime | None
+    users: set[str]
 
 
 class SqlEventLog:
@@ -37,8 +44,13 @@ class SqlEventLog:
 
     def append(self, records: Sequence[Record]) -> Ingested:
         """See `EventLog.append`."""
-        answered = {record.request_id: record for record in records if isinstance(record, Served)}
-        events = {record.event_id: record for record in records if isinstance(record, Interaction)}
+        answered: dict[str, Served] = {}
+        events: dict[str, Interaction] = {}
+        for record in map(storable, records):
+            if isinstance(record, Served):
+                answered.setdefault(record.request_id, record)
+            else:
+                events.setdefault(record.event_id, record)
         with writing(self._engine) as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
@@ -79,68 +91,70 @@ class SqlEventLog:
 
 def _attribute(connection: sa.Connection, requests: set[str]) -> None:
     """Fold every user behind these requests anew, and settle the requests of users who take no part."""
-    users: dict[UserKey, int] = {}
+    runs: dict[tuple[str, int], _Run] = {}
     outside: list[str] = []
     served, experiments = schema.served, schema.experiments
     query = sa.select(
         served.c.request_id, served.c.experiment, served.c.run, served.c.user_id, served.c.forced,
-        experiments.c.exposure_window_us,
+        experiments.c.exposure_window_us, experiments.c.run.label("current"), experiments.c.watermark,
     ).select_from(served.outerjoin(experiments, experiments.c.key == served.c.experiment))  # fmt: skip
     for row in _where_in(connection, query, served.c.request_id, requests):
-        if row.exposure_window_us is None or row.forced:
+        if row.exposure_window_us is None or row.run is None or row.forced:
             outside.append(row.request_id)
         else:
-            users[row.experiment, row.run, row.user_id] = row.exposure_window_us
+            window = timedelta(microseconds=row.exposure_window_us)
+            watermark = moment(row.watermark) if row.run == row.current else None
+            runs.setdefault((row.experiment, row.run), _Run(window, watermark, set())).users.add(row.user_id)
     _set_status(connection, outside, Status.UNENROLLED)
-    if users:
-        _fold(connection, users)
+    for (experiment, run), about in runs.items():
+        _fold(connection, experiment, run, about)
 
 
-def _fold(connection: sa.Connection, users: Mapping[UserKey, int]) -> None:
-    closed = _closed_users(connection, users)
-    answered: dict[UserKey, list[Served]] = defaultdict(list)
-    owner: dict[str, UserKey] = {}
-    served = schema.served
-    for row in _where_in(connection, sa.select(served), served.c.user_id, {user for _, _, user in users}):
-        key = (row.experiment, row.run, row.user_id)
-        if key in users and not row.forced:
-            answered[key].append(_served(row))
-            owner[row.request_id] = key
-    events: dict[UserKey, list[Interaction]] = defaultdict(list)
-    before: dict[str, str] = {}
+def _fold(connection: sa.Connection, experiment: str, run: int, about: _Run) -> None:
+    answered, owner = _served_to(connection, experiment, run, about.users)
+    events: dict[str, list[Interaction]] = defaultdict(list)
+    before: dict[str, Status] = {}
     query = sa.select(schema.interactions)
     for row in _where_in(connection, query, schema.interactions.c.request_id, set(owner)):
         events[owner[row.request_id]].append(_interaction(row))
-        before[row.event_id] = row.status
+        before[row.event_id] = Status(row.status)
+    closes_at = _closing_times(connection, experiment, run, about.users)
     totals: list[dict[str, Any]] = []
-    statuses: dict[str, Status] = {}
-    for key, window_us in users.items():
-        if key in closed:
-            waiting = [event.event_id for event in events[key] if before[event.event_id] == Status.PENDING]
-            statuses |= dict.fromkeys(waiting, Status.LATE)
-            continue
-        fold = fold_user(answered[key], events[key], timedelta(microseconds=window_us))
-        totals.append(_totals_row(key, fold))
-        statuses |= fold.statuses
+    changed: list[dict[str, str]] = []
+    for user, served in answered.items():
+        mine = events[user]
+        fold, statuses = settle(served, mine, before, about.window, about.watermark, closes_at.get(user))
+        if fold is not None:
+            totals.append({"experiment": experiment, "run": run, "user_id": user, **_totals_row(fold)})
+        changed += [{"id": event, "to": to.value} for event, to in statuses.items() if before[event] is not to]
     if totals:
         upsert(connection, schema.user_totals, totals, ["experiment", "run", "user_id"])
-    changed = [{"id": event, "to": status.value} for event, status in statuses.items() if before[event] != status]
     if changed:
         table = schema.interactions
         statement = sa.update(table).where(table.c.event_id == sa.bindparam("id")).values(status=sa.bindparam("to"))
         connection.execute(statement, changed)
 
 
-def _closed_users(connection: sa.Connection, users: Mapping[UserKey, int]) -> set[UserKey]:
-    """Users whose window a look has read as closed: they never change again."""
-    totals, experiments = schema.user_totals, schema.experiments
-    query = (
-        sa.select(totals.c.experiment, totals.c.run, totals.c.user_id)
-        .join(experiments, (experiments.c.key == totals.c.experiment) & (experiments.c.run == totals.c.run))
-        .where(totals.c.closes_at <= experiments.c.watermark)
-    )
-    rows = _where_in(connection, query, totals.c.user_id, {user for _, _, user in users})
-    return {(row.experiment, row.run, row.user_id) for row in rows}
+def _served_to(
+    connection: sa.Connection, experiment: str, run: int, users: set[str]
+) -> tuple[dict[str, list[Served]], dict[str, str]]:
+    """user -> their analysed requests of this run, and request -> user."""
+    table = schema.served
+    answered: dict[str, list[Served]] = defaultdict(list)
+    owner: dict[str, str] = {}
+    of_run = sa.select(table).where(table.c.experiment == experiment, table.c.run == run)
+    for row in _where_in(connection, of_run, table.c.user_id, users):
+        if not row.forced:
+            answered[row.user_id].append(_served(row))
+            owner[row.request_id] = row.user_id
+    return answered, owner
+
+
+def _closing_times(connection: sa.Connection, experiment: str, run: int, users: set[str]) -> dict[str, datetime | None]:
+    """user -> the end of the exposure window in the row of totals that exists."""
+    table = schema.user_totals
+    query = sa.select(table.c.user_id, table.c.closes_at).where(table.c.experiment == experiment, table.c.run == run)
+    return {row.user_id: moment(row.closes_at) for row in _where_in(connection, query, table.c.user_id, users)}
 
 
 def _where_in(
@@ -158,11 +172,9 @@ def _set_status(connection: sa.Connection, requests: Sequence[str], status: Stat
         connection.execute(sa.update(table).where(chosen).values(status=status.value))
 
 
-def _totals_row(key: UserKey, fold: UserFold) -> dict[str, Any]:
-    experiment, run, user = key
-    row = {"experiment": experiment, "run": run, "user_id": user, "arm": fold.arm, "phase": fold.phase}
-    row |= {"exposed_at": micros(fold.exposed_at), "closes_at": micros(fold.closes_at)}
-    return row | {name: fold.totals[name] for name in COLUMNS}
+def _totals_row(fold: UserFold) -> dict[str, Any]:
+    times = {"exposed_at": micros(fold.exposed_at), "closes_at": micros(fold.closes_at)}
+    return {"arm": fold.arm, "phase": fold.phase, **times} | {name: fold.totals[name] for name in COLUMNS}
 
 
 def _served_row(record: Served) -> dict[str, Any]:
