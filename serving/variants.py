@@ -1,0 +1,187 @@
+"""One variant as a Serve application of its own: requests are batched, the model runs in a thread, only we may ask.
+
+The class is plain; `variant_app` makes a deployment of it, so that nothing of Ray is imported before the flags are set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.client import INTERNAL_HEADER
+from serving.errors import InvalidRequestError
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+MAX_K = 50
+USUAL_K = 32
+"""Up to here one beam width serves all."""
+
+_STUCK_S = 30.0
+_FAILURES = 3
+
+
+class Scored(Protocol):
+    """An item and its score; the model's own nouns are among them."""
+
+    @property
+    def item_id(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+class Ranker(Protocol):
+    """What a variant needs of a model; `model.recommender.Recommender` is one."""
+
+    @property
+    def catalogue(self) -> Any: ...
+
+    def recommend(self, histories: Sequence[Sequence[str]], k: int) -> Sequence[Sequence[Scored]]: ...
+
+
+Loader = Callable[[str, str], Ranker]
+"""(checkpoint folder, device) -> a model, ready to answer."""
+
+
+def load_checkpoint(folder: str, device: str) -> Ranker:
+    """The model of any checkpoint, plain or quantised."""
+    from quant.load import load_recommender
+
+    return load_recommender(folder, device)
+
+
+class Variant:
+    """One replica. `answer` serves deployment handles, calls over HTTP land in `__call__`."""
+
+    def __init__(self, name: str, checkpoint: str, internal_key: str, settings: Settings, load: Loader) -> None:
+        from ray import serve
+
+        self._name, self._checkpoint, self._key = name, checkpoint, internal_key.encode()
+        _limit_threads(settings.variant_threads)
+        self._model = load(checkpoint, "cuda" if settings.variant_gpus > 0 else "cpu")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._failures = 0
+        self._busy_since_s: float | None = None
+        self._batched: Callable[[tuple[list[str], int]], Any] = serve.batch(
+            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_s
+        )(self._answer_many)
+        for size in {1, settings.batch_size}:
+            self._rank([([], 1)] * size)
+
+    async def answer(self, history: list[str], k: int) -> list[tuple[str, float]]:
+        """The k best items and their scores. Raises InvalidRequestError naming the field."""
+        if not 1 <= k <= MAX_K:
+            raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {k}")
+        for position, item in enumerate(history):
+            if item not in self._model.catalogue:
+                raise InvalidRequestError(f"history[{position}]", f"no item is called {item!r}")
+        items: list[tuple[str, float]] = await self._batched((history, k))
+        return items[:k]
+
+    async def __call__(self, request: Request) -> Response:
+        given = request.headers.get(INTERNAL_HEADER, "").encode()
+        if not hmac.compare_digest(given, self._key):
+            return _json({"detail": "variants answer the gateway only"}, 403)
+        if request.method == "GET":
+            return _json(self.describe())
+        try:
+            history, k = _question(await request.body())
+            return _json({"items": await self.answer(history, k)})
+        except InvalidRequestError as error:
+            return _json({"field": error.field, "reason": error.reason}, 400)
+
+    def describe(self) -> dict[str, Any]:
+        """What this replica serves."""
+        return {
+            "name": self._name,
+            "checkpoint": self._checkpoint,
+            "items": len(self._model.catalogue),
+            "pid": os.getpid(),
+        }
+
+    def check_health(self) -> None:
+        """Raises when the model keeps failing or hangs; Serve then replaces the replica."""
+        if self._failures >= _FAILURES:
+            raise RuntimeError(f"{self._name}: the last {self._failures} batches failed")
+        now_s = asyncio.get_running_loop().time() if self._busy_since_s is not None else 0.0
+        if self._busy_since_s is not None and now_s - self._busy_since_s > _STUCK_S:
+            raise RuntimeError(f"{self._name}: a batch has been running for more than {_STUCK_S:g} s")
+
+    async def _answer_many(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
+        loop = asyncio.get_running_loop()
+        self._busy_since_s = loop.time()
+        try:
+            ranked = await loop.run_in_executor(self._thread, self._rank, asked)
+        except Exception:
+            self._failures += 1
+            raise
+        finally:
+            self._busy_since_s = None
+        self._failures = 0
+        return ranked
+
+    def _rank(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
+        """Two fixed lengths, whatever was asked: a longer list searches wider, so a neighbour could change yours."""
+        answers: list[list[tuple[str, float]]] = [[] for _ in asked]
+        for least, most in ((1, USUAL_K), (USUAL_K + 1, MAX_K)):
+            members = [place for place, (_, k) in enumerate(asked) if least <= k <= most]
+            if members:
+                width = min(most, len(self._model.catalogue))
+                ranked = self._model.recommend([asked[place][0] for place in members], width)
+                for place, items in zip(members, ranked, strict=True):
+                    answers[place] = [(item.item_id, item.score) for item in items]
+        return answers
+
+
+def variant_app(
+    name: str, checkpoint: Path, internal_key: str, settings: Settings, load: Loader = load_checkpoint
+) -> Application:
+    """The Serve application of one variant; it is published at `/variants/<name>`."""
+    from ray import serve
+
+    deploy = serve.deployment(
+        num_replicas=settings.variant_replicas,
+        ray_actor_options={"num_cpus": 0, "num_gpus": settings.variant_gpus},
+        max_ongoing_requests=8 * settings.batch_size,
+        max_queued_requests=32 * settings.batch_size,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        logging_config={"enable_access_log": False},
+    )
+    return deploy(Variant).bind(name, str(checkpoint), internal_key, settings, load)
+
+
+def _limit_threads(threads: int) -> None:
+    """As many torch threads as set, and no more: replicas share the machine."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _question(body: bytes) -> tuple[list[str], int]:
+    try:
+        asked = json.loads(body)
+        history, k = asked["history"], asked["k"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidRequestError("body", f"needs history and k: {error!r}") from error
+    if not isinstance(history, list) or not isinstance(k, int):
+        raise InvalidRequestError("body", "history is a list of item ids, k a number")
+    return history, k
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), status, media_type="application/json")

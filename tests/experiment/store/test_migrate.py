@@ -1,0 +1,52 @@
+"""Migrations: what they build is what the tables say, on both databases, however many processes start at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from experiment.store import schema
+from experiment.store.engine import create_engine
+from experiment.store.migrate import upgrade
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.integration)])
+def blank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An engine on a database without tables."""
+    if request.param == "sqlite":
+        engine = create_engine(f"sqlite:///{tmp_path / 'a' / 'new' / 'folder.db'}")
+    else:
+        url: str = request.getfixturevalue("postgres_url")
+        with sa.create_engine(url).begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA IF EXISTS blank CASCADE")
+            connection.exec_driver_sql("CREATE SCHEMA blank")
+        engine = create_engine(f"{url}?options=-csearch_path%3Dblank")
+    yield engine
+    engine.dispose()
+
+
+def test_upgrade_builds_the_tables_that_the_code_uses(blank: sa.Engine) -> None:
+    upgrade(blank)
+    with blank.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+
+
+def test_upgrade_is_safe_to_repeat_and_keeps_the_rows(blank: sa.Engine) -> None:
+    upgrade(blank)
+    with blank.begin() as connection:
+        connection.execute(sa.insert(schema.counters).values(name="n", value=5))
+    upgrade(blank)
+    with blank.connect() as connection:
+        assert connection.scalar(sa.select(schema.counters.c.value)) == 5
+
+
+def test_upgrades_at_once_do_not_disturb_each_other(blank: sa.Engine) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: upgrade(blank), range(4)))
+    assert "user_totals" in sa.inspect(blank).get_table_names()
