@@ -42,7 +42,7 @@ class EmbeddedRedis:
         """Returns the URL once the server answers. Raises ConfigurationError when it does not come up."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for _ in range(_ATTEMPTS):  # somebody else may take a free port before the server does
-            self.port = self._wanted_port or _free_port()
+            self.port = self._wanted_port or free_port()
             self._process = self._launch()
             if self._answers_in_time():
                 return self.url
@@ -99,7 +99,8 @@ def _end_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
     from serving.splitter import Splitter
     from serving.table import TableHolder
+    from serving.telemetry import Telemetry
     from serving.writer import EventWriter
 
 
@@ -66,6 +67,7 @@ class Services:
     assignments: AssignmentStore
     variants: VariantRegistry
     publish: Callable[[], Awaitable[None]]
+    telemetry: Telemetry
 
 
 def services_of(request: Request) -> Services:

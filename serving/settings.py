@@ -48,6 +48,18 @@ class Settings(BaseSettings):
         return self.home.absolute() / "spool"
 
     @property
+    def secret_path(self) -> Path:
+        return self.home.absolute() / "secret"
+
+    @property
+    def tokens_path(self) -> Path:
+        return self.home.absolute() / "tokens.json"
+
+    @property
+    def variants_path(self) -> Path:
+        return self.home.absolute() / "variants.json"
+
+    @property
     def url(self) -> str:
         """Where the service answers."""
         return f"http://{self.host}:{self.port}"

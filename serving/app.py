@@ -1,0 +1,206 @@
+"""The composition root: which adapter stands behind which port, in the replicas of a Serve cluster.
+
+`gateway` and `controller` are what a Serve config file imports; `serving.cluster` runs the same two applications.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from experiment.controller import table_of
+from experiment.errors import StoreUnavailableError
+from experiment.routing import RoutingTable
+from experiment.store.assignments_redis import RedisAssignments
+from experiment.store.engine import create_engine
+from experiment.store.events_sql import SqlEventLog
+from experiment.store.experiments_sql import SqlExperimentRepository
+from serving.auth import Tokens, load_tokens
+from serving.client import HttpVariantClient
+from serving.control_loop import ControlLoop
+from serving.enrol import Enrolments
+from serving.inbox import Inbox
+from serving.request_id import RequestSigner, load_secret
+from serving.serve_variants import ServeVariants
+from serving.services import Services
+from serving.settings import Settings
+from serving.splitter import Splitter
+from serving.spool import Spool
+from serving.table import TableHolder
+from serving.telemetry import Telemetry
+from serving.variant_book import VariantBook
+from serving.writer import EventWriter
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+_log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """The service's clock."""
+    return datetime.now(UTC)
+
+
+def code_version() -> str:
+    """What is written into every decision."""
+    return version("crossfade")
+
+
+def internal_key(settings: Settings) -> str:
+    """What gateways show to variants; it follows from the service's secret."""
+    return hmac.new(load_secret(settings.secret_path), b"internal", "sha256").hexdigest()
+
+
+def gateway(args: Mapping[str, Any]) -> Application:
+    """For a Serve config file: `import_path: serving.app:gateway`, args are settings."""
+    return gateway_app(Settings(**args))
+
+
+def controller(args: Mapping[str, Any]) -> Application:
+    """For a Serve config file: `import_path: serving.app:controller`, args are settings."""
+    return controller_app(Settings(**args))
+
+
+def gateway_app(settings: Settings) -> Application:
+    """The gateway: the only application that the world may reach."""
+    from ray import serve
+
+    deploy = serve.deployment(
+        name="Gateway",
+        num_replicas=settings.gateway_replicas,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=512,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=20,
+        health_check_period_s=2,
+        logging_config={"enable_access_log": False},
+    )
+    return deploy(serve.ingress()(Gateway)).bind(settings)
+
+
+class Gateway:
+    """One gateway replica. Ray asks it for its HTTP application once it is constructed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Real adapters behind every port; they start with the application and stop with it."""
+        from serving.gateway import build_app
+
+        settings = self._settings
+        spool = Spool(settings.spool_dir / _writer_name(), settings.spool_max_bytes, settings.spool_segment_bytes)
+        client = HttpVariantClient(settings.url, internal_key(settings))
+        services = _services(settings, spool, client)
+        return build_app(services, partial(_running, services, spool, client))
+
+
+def _services(settings: Settings, spool: Spool, client: HttpVariantClient) -> Services:
+    engine = create_engine(settings.sql_url)
+    repository, event_log = SqlExperimentRepository(engine), SqlEventLog(engine)
+    assignments = RedisAssignments.from_url(settings.redis_url or "")
+    inbox = Inbox(spool, utc_now)
+    signer = RequestSigner(load_secret(settings.secret_path))
+    telemetry = Telemetry()
+    book = VariantBook(settings.variants_path)
+    derive = partial(table_of, repository, settings.default_variant)
+    everybody_default = RoutingTable(version=-1, default_variant=settings.default_variant)
+    table = TableHolder(assignments, derive, everybody_default, settings.table_poll_s)
+    enrolments = Enrolments(assignments, settings.known_users)
+
+    async def publish() -> None:
+        newest = await asyncio.to_thread(derive)
+        table.offer(newest)
+        try:
+            await assignments.publish(newest)
+        except StoreUnavailableError as error:
+            _log.warning("the controller will publish table %d: %s", newest.version, error)
+
+    return Services(
+        settings=settings,
+        tokens=Tokens(load_tokens(settings.tokens_path)),
+        clock=utc_now,
+        code_version=code_version(),
+        splitter=Splitter(
+            lambda: table.current, enrolments, client, inbox, signer, settings, utc_now, telemetry.observe
+        ),
+        inbox=inbox,
+        writer=EventWriter(spool, event_log, inbox.low_watermark, settings),
+        signer=signer,
+        table=table,
+        catalogue=book.catalogue(settings.default_variant),
+        experiments=repository,
+        event_log=event_log,
+        assignments=assignments,
+        variants=ServeVariants(book, settings, internal_key(settings)),
+        publish=publish,
+        telemetry=telemetry,
+    )
+
+
+@asynccontextmanager
+async def _running(services: Services, spool: Spool, client: HttpVariantClient, _app: FastAPI) -> AsyncIterator[None]:
+    """At the end everything acknowledged is in SQL; what SQL did not take stays on disk for the next writer."""
+    await services.table.refresh()
+    services.table.start()
+    services.inbox.start()
+    services.writer.start()
+    try:
+        yield
+    finally:
+        await services.table.stop()
+        await services.inbox.stop()
+        await asyncio.to_thread(services.writer.stop)
+        spool.close(remove=spool.backlog_bytes == 0)
+        await client.close()
+
+
+def controller_app(settings: Settings) -> Application:
+    """The gate's clock: one replica, no route."""
+    from ray import serve
+
+    deploy = serve.deployment(
+        name="Controller",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=2,
+    )
+    return deploy(Controller).bind(settings)
+
+
+class Controller:
+    """Runs a `ControlLoop` in a thread; Serve replaces the replica when the thread is dead."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._thread = threading.Thread(target=asyncio.run, args=(_control(settings),), name="gate", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Raises when looks are no longer made."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the gate's thread has ended")
+
+
+async def _control(settings: Settings) -> None:
+    assignments = RedisAssignments.from_url(settings.redis_url or "", timeout_s=2.0)
+    repository = SqlExperimentRepository(create_engine(settings.sql_url))
+    await ControlLoop(repository, assignments, settings.default_variant, utc_now, code_version()).run()
+
+
+def _writer_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
