@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import Request
+
+from serving.idempotency import Turns
 
 if TYPE_CHECKING:
     from experiment.ports import AssignmentStore, EventLog, ExperimentRepository
@@ -68,6 +70,7 @@ class Services:
     variants: VariantRegistry
     publish: Callable[[], Awaitable[None]]
     telemetry: Telemetry
+    turns: Turns = field(default_factory=Turns)
 
 
 def services_of(request: Request) -> Services:
