@@ -121,6 +121,20 @@ def _services(settings: Settings, spool: Spool, client: HttpVariantClient) -> Se
     table = TableHolder(assignments, derive, everybody_default, settings.table_poll_s)
     enrolments = Enrolments(assignments, settings.known_users)
 
+    writer = EventWriter(spool, event_log, inbox.low_watermark, settings)
+    splitter = Splitter(lambda: table.current, enrolments, client, inbox, signer, settings, utc_now, telemetry.observe)
+    telemetry.watch(
+        {
+            "crossfade_spool_backlog_bytes": ("Events on disk, not yet in SQL", lambda: spool.backlog_bytes),
+            "crossfade_spool_quarantined": ("Lines of the spool that were no records", lambda: spool.quarantined),
+            "crossfade_lost_exposures": ("Answers given while the spool was full", lambda: splitter.lost_exposures),
+            "crossfade_owed_enrolments": ("First sights that Redis still has to be told", lambda: enrolments.owed),
+            "crossfade_redis_up": ("1 while Redis answers", lambda: table.redis_is_up),
+            "crossfade_sql_up": ("1 while SQL takes events", lambda: writer.is_healthy),
+            "crossfade_routing_table_version": ("The table that requests are routed by", lambda: table.current.version),
+        }
+    )
+
     async def publish() -> None:
         newest = await asyncio.to_thread(derive)
         table.offer(newest)
@@ -134,11 +148,9 @@ def _services(settings: Settings, spool: Spool, client: HttpVariantClient) -> Se
         tokens=Tokens(load_tokens(settings.tokens_path)),
         clock=utc_now,
         code_version=code_version(),
-        splitter=Splitter(
-            lambda: table.current, enrolments, client, inbox, signer, settings, utc_now, telemetry.observe
-        ),
+        splitter=splitter,
         inbox=inbox,
-        writer=EventWriter(spool, event_log, inbox.low_watermark, settings),
+        writer=writer,
         signer=signer,
         table=table,
         catalogue=book.catalogue(settings.default_variant),

@@ -74,10 +74,12 @@ async def report_events(body: Batch, services: Annotated[Services, Depends(servi
             event_id = raw.get("event_id")
             known = event_id if isinstance(event_id, str) else None
             refused.append(Refusal(index=index, event_id=known, field=error.field, reason=error.reason))
+    services.telemetry.count_events(0, len(refused))
     if not accepted:
         errors = [(refusal.field, refusal.reason) for refusal in _located(refused)]
         raise Problem(422, "invalid_request", "No event of the batch was acceptable", errors=errors)
     await services.inbox.accept(accepted)
+    services.telemetry.count_events(len(accepted), 0)
     return BatchResponse(accepted=len(accepted), refused=_located(refused))
 
 
