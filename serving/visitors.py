@@ -36,10 +36,10 @@ class Behaviour:
     """
 
     future: float = 0.9
-    near: float = 0.5
-    genre: float = 0.12
-    other: float = 0.05
-    neighbours: int = 40
+    near: float = 0.55
+    genre: float = 0.08
+    other: float = 0.03
+    neighbours: int = 50
     watch_median_s: float = 60.0
     watch_sigma: float = 0.6
     watch_cap_s: float = 600.0
@@ -78,7 +78,7 @@ class Visitors:
     model was trained on. There is no end of visitors: more of them than users share tastes, but not their dice.
     """
 
-    def __init__(self, split: Split, seed: int, behaviour: Behaviour | None = None, max_history: int = 50) -> None:
+    def __init__(self, split: Split, seed: int, behaviour: Behaviour | None = None, max_history: int = 200) -> None:
         """Raises ConfigurationError when a visitor would have no history to show."""
         if max_history < 1:
             raise ConfigurationError(f"max_history: must be at least 1, got {max_history}")
