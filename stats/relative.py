@@ -27,7 +27,11 @@ def relative_interval(treatment: Estimate, control: Estimate, tau2: float, alpha
     if not (math.isfinite(tau2) and tau2 > 0):
         raise StatsError("tau2", f"must be positive and finite, got {tau2}")
     t, c = floored(treatment, control)
-    if c.value == 0 or t.variance + c.variance == 0:
+    if c.value == 0:
+        return -math.inf, math.inf
+    centre = t.value / c.value
+    spread = t.variance + centre * centre * c.variance
+    if spread == 0:  # also a treatment in which nobody has done anything yet
         return -math.inf, math.inf
 
     def excess(q: float) -> float:
@@ -37,8 +41,7 @@ def relative_interval(treatment: Estimate, control: Estimate, tau2: float, alpha
             return -math.inf
         return abs(t.value - q * c.value) - half_width(variance, tau2, alpha)
 
-    centre = t.value / c.value
-    reach = half_width(t.variance + centre * centre * c.variance, tau2, alpha) / abs(c.value)
+    reach = half_width(spread, tau2, alpha) / abs(c.value)
     return _edge(excess, centre, -reach) - 1, _edge(excess, centre, reach) - 1
 
 

@@ -54,7 +54,12 @@ def test_a_control_that_may_be_zero_gives_infinite_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("t", "c"), [(Estimate(1.0, 0.1, 9), Estimate(0.0, 0.1, 9)), (Estimate(1, 0, 9), Estimate(1, 0, 9))]
+    ("t", "c"),
+    [
+        (Estimate(1.0, 0.1, 9), Estimate(0.0, 0.1, 9)),
+        (Estimate(1, 0, 9), Estimate(1, 0, 9)),
+        (Estimate(0.0, 0.0, 9), Estimate(1.0, 0.1, 9)),
+    ],
 )
 def test_nothing_known_is_the_whole_line(t: Estimate, c: Estimate) -> None:
     assert relative_interval(t, c, 1.0, 0.05) == (-math.inf, math.inf)
