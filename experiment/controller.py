@@ -14,9 +14,10 @@ from typing import Any
 from experiment import gate
 from experiment.evidence import Evidence, latches, weigh
 from experiment.ports import ExperimentRepository
-from experiment.ramp import VERDICT_OF, Action, act, step
+from experiment.ramp import VERDICT_OF, Action, act, new_experiment, step
 from experiment.routing import RoutingTable, compile_table
-from experiment.state import DecisionRow, ExperimentRow, LookInput, Reason, Verdict
+from experiment.spec import ExperimentSpec
+from experiment.state import DecisionRow, ExperimentRow, LookInput, Reason, State, Verdict
 
 
 def look(repository: ExperimentRepository, key: str, now: datetime, code_version: str) -> DecisionRow:
@@ -35,7 +36,9 @@ def look(repository: ExperimentRepository, key: str, now: datetime, code_version
         looks=before.looks + 1,
         watermark=_latest(before.watermark, seen.watermark),
     )
-    decision = _decision(before, after, verdict, reasons, now, "gate", code_version, evidence.to_dict())
+    decision = _decision(
+        before, after, verdict, reasons, now, "gate", code_version, evidence.to_dict() | {"row": _situation(before)}
+    )
     repository.commit(after, decision, before.version)
     return decision
 
@@ -88,10 +91,38 @@ def table_of(repository: ExperimentRepository, default_variant: str) -> RoutingT
     return compile_table(repository.list(), repository.overrides(), default_variant, version)
 
 
-def replay(row: ExperimentRow, decision: DecisionRow) -> tuple[Verdict, tuple[Reason, ...]]:
-    """The gate's verdict on a stored look's evidence, recomputed: equal to the stored one unless the code changed."""
-    evidence = Evidence.from_dict(decision.evidence)
-    return gate.decide(row.spec, row, evidence, decision.at)
+def replay(spec: ExperimentSpec, decision: DecisionRow) -> tuple[Verdict, tuple[Reason, ...]]:
+    """The gate's verdict on a stored look, recomputed from what the look stored: equal unless the code has changed.
+
+    Raises ValueError for a decision that was not a look.
+    """
+    situation = decision.evidence.get("row")
+    if situation is None:
+        raise ValueError(f"decision {decision.look} of {decision.key!r} by {decision.actor} was no look of the gate")
+    row = replace(
+        new_experiment(spec, decision.at),
+        state=State(situation["state"]),
+        step=situation["step"],
+        started_at=_time(situation["started_at"]),
+        step_started_at=_time(situation["step_started_at"]),
+        pause_reason=situation["pause_reason"],
+    )
+    return gate.decide(spec, row, Evidence.from_dict(decision.evidence), decision.at)
+
+
+def _situation(row: ExperimentRow) -> dict[str, Any]:
+    """What the gate reads of a row, beside its specification."""
+    return {
+        "state": row.state.value,
+        "step": row.step,
+        "started_at": None if row.started_at is None else row.started_at.isoformat(),
+        "step_started_at": None if row.step_started_at is None else row.step_started_at.isoformat(),
+        "pause_reason": row.pause_reason,
+    }
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _decision(

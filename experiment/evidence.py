@@ -95,10 +95,11 @@ class Evidence:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Evidence:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; what else a decision stores beside it is ignored."""
         metrics = tuple(_metric_from_dict(metric) for metric in fields["metrics"])
         limits = tuple(LimitEvidence(**limit) for limit in fields["limits"])
-        return cls(**{**fields, "metrics": metrics, "limits": limits})
+        own = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
+        return cls(**{**own, "metrics": metrics, "limits": limits})
 
 
 def _metric_from_dict(fields: Mapping[str, Any]) -> MetricEvidence:

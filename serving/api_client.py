@@ -117,9 +117,10 @@ class ApiClient:
         """The confidence sequences: one point per look, metric and treatment."""
         return list(self._get(f"{_address(key)}/timeseries")["points"])
 
-    def decisions(self, key: str) -> list[dict[str, Any]]:
-        """The log of decisions, oldest first."""
-        return list(self._get(f"{_address(key)}/decisions")["decisions"])
+    def decisions(self, key: str, *, with_evidence: bool = False) -> list[dict[str, Any]]:
+        """The log of decisions, oldest first; `with_evidence` adds what each look saw."""
+        query = "?with_evidence=true" if with_evidence else ""
+        return list(self._get(f"{_address(key)}/decisions{query}")["decisions"])
 
     def variants(self) -> list[dict[str, Any]]:
         """The deployed variants."""

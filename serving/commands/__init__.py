@@ -1,0 +1,1 @@
+"""The commands of `crossfade`, one noun a file."""

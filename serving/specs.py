@@ -1,0 +1,21 @@
+"""The experiment specifications that come with Crossfade: from `deploy/experiments`, in a checkout or in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.errors import ConfigurationError
+
+_PLACES = (Path(__file__).with_name("experiments"), Path(__file__).parent.parent / "deploy" / "experiments")
+
+
+def spec_text(name: str) -> str:
+    """The YAML of `<name>.yaml`. Raises ConfigurationError naming what there is."""
+    folder = next((place for place in _PLACES if place.is_dir()), None)
+    if folder is None:
+        raise ConfigurationError("deploy/experiments: not found; run from a checkout or an installed wheel")
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise ConfigurationError(f"specification: no {name!r} in {folder}; there are {known}")
+    return path.read_text(encoding="utf-8")
