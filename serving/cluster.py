@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -171,9 +172,10 @@ def _stop_ray() -> None:
     from ray import serve
 
     processes = [child for child in psutil.Process().children(recursive=True) if "valkey" not in child.name()]
-    with contextlib.suppress(Exception):  # a cluster that is half up must still go down
-        serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+    with contextlib.redirect_stdout(io.StringIO()):  # Ray prints that its own controller was killed, as it always is
+        with contextlib.suppress(Exception):  # a cluster that is half up must still go down
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
     _, alive = psutil.wait_procs(processes, timeout=_STOP_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -127,9 +127,8 @@ def _effects(found: Mapping[str, Any]) -> Table:
         limits = f"{percent(metric['low'])} … {percent(metric['high'])}"
         margin = "–" if metric["margin"] is None else f"±{100 * metric['margin']:g} %"
         values = [percent(metric["effect"]), limits, percent(metric["bound"]), margin]
-        table.add_row(
-            metric["metric"], metric["arm"], metric["role"], *values, f"{100 * metric['share_of_evidence']:.0f} %"
-        )
+        share = "–" if metric["role"] == "quality" else f"{100 * metric['share_of_evidence']:.0f} %"
+        table.add_row(metric["metric"], metric["arm"], metric["role"], *values, share)
     for limit in found["limits"]:
         share = percent(limit["value"], False)
         table.add_row(limit["name"], limit["arm"], "hard limit", share, "", "", f"{100 * limit['max']:g} %", "")

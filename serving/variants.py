@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,13 +116,13 @@ class Variant:
         """Raises when the model keeps failing or hangs; Serve then replaces the replica."""
         if self._failures >= _FAILURES:
             raise RuntimeError(f"{self._name}: the last {self._failures} batches failed")
-        now_s = asyncio.get_running_loop().time() if self._busy_since_s is not None else 0.0
-        if self._busy_since_s is not None and now_s - self._busy_since_s > _STUCK_S:
+        since_s = self._busy_since_s
+        if since_s is not None and time.monotonic() - since_s > _STUCK_S:
             raise RuntimeError(f"{self._name}: a batch has been running for more than {_STUCK_S:g} s")
 
     async def _answer_many(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
         loop = asyncio.get_running_loop()
-        self._busy_since_s = loop.time()
+        self._busy_since_s = time.monotonic()
         try:
             ranked = await loop.run_in_executor(self._thread, self._rank, asked)
         except Exception:
