@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from serving import delivery
 from serving.delivery import Delivery, Event, events_of
+from serving.routes.events import Event as AcceptedEvent
 from serving.visitors import Reaction
 
 SLATE = [Reaction("a", 0, False, 0.0, False), Reaction("b", 1, True, 12.5, True), Reaction("c", 2, True, 3.0, False)]
@@ -32,6 +33,12 @@ def test_a_slate_is_seen_before_it_is_clicked_watched_and_liked() -> None:
     ]
     assert [event.get("value") for event in events] == [None, None, None, None, 12.5, None, None, 3.0]
     assert {(event["user_id"], event["request_id"]) for event in events} == {("u", "r")}
+
+
+def test_events_are_what_the_api_takes() -> None:
+    for event in events_of(7, "u", "r", SLATE):
+        taken = AcceptedEvent.model_validate(event)
+        assert taken.model_dump(mode="json", exclude_none=True) == event
 
 
 def test_event_ids_are_a_function_of_seed_request_item_and_kind() -> None:
