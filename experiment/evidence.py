@@ -39,7 +39,8 @@ class MetricEvidence:
     """One metric of one treatment against control.
 
     effect, low, high: relative to control (0.05 = 5 % more), limits always-valid at 95 %; infinite limits are None.
-    bound: the one-sided limit that is held against the margin, at the specification's alpha for a promotion.
+    bound: the one-sided limit on the harmful side that is held against the margin, at the alpha of one treatment's
+    promotion; harm_bound: the one on the other side that is held against the harm margin, at that of one rollback.
     log_e_*: at this look; latch: their running maxima. ready: past the burn-in, so the latch may move.
     """
 
@@ -53,6 +54,7 @@ class MetricEvidence:
     low: float | None
     high: float | None
     bound: float | None
+    harm_bound: float | None
     log_e_promote: float
     log_e_rollback: float
     log_e_superior: float
@@ -154,7 +156,7 @@ def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: Ar
     before = look.row.latches.get(latch_key(metric.name, arm.arm), Latch())
     t, c = _estimate(metric.name, arm.moments[metric.name]), _estimate(metric.name, control.moments[metric.name])
     ready = _past_burn_in(spec, arm) and _past_burn_in(spec, control)
-    effect = low = high = bound = None
+    effect = low = high = bound = harm_bound = None
     promote = rollback = superior = 0.0
     if t is not None and c is not None:
         promote, rollback, superior = _log_e_values(metric, t, c, tau2)
@@ -162,7 +164,8 @@ def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: Ar
             effect = t.value / c.value - 1
             low, high = (_finite(limit) for limit in relative_interval(t, c, tau2, DISPLAY_ALPHA))
             increasing = METRICS[metric.name].increasing
-            bound = _finite(relative_bound(t, c, tau2, spec.alpha.promote, increasing=increasing))
+            bound = _finite(relative_bound(t, c, tau2, spec.promote_alpha, increasing=increasing))
+            harm_bound = _finite(relative_bound(t, c, tau2, spec.rollback_alpha, increasing=not increasing))
     now = before
     if ready:
         now = Latch(latch(before.promote, promote), latch(before.rollback, rollback), latch(before.superior, superior))
@@ -177,6 +180,7 @@ def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: Ar
         low=low,
         high=high,
         bound=bound,
+        harm_bound=harm_bound,
         log_e_promote=promote,
         log_e_rollback=rollback,
         log_e_superior=superior,

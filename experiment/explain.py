@@ -12,16 +12,33 @@ from experiment.state import Reason
 
 
 def about_metric(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclusion: str) -> Reason:
-    """`bound` is the one-sided limit that is held against the margin: lower where more is better, upper otherwise."""
-    increasing = METRICS[metric.metric].increasing
-    signed_margin = None
-    if metric.margin is not None:
-        signed_margin = -metric.margin if increasing else metric.margin
+    """What was found about non-inferiority: the limit on the harmful side against the margin."""
+    bound, margin = metric.bound, _signed(metric, metric.margin)
+    side = "at least" if METRICS[metric.metric].increasing else "at most"
+    return _about(spec, metric, code, conclusion, bound, margin, side, spec.promote_alpha)
+
+
+def about_harm(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclusion: str) -> Reason:
+    """What was found about harm: the limit on the harmless side, which is beyond the margin when harm is proved."""
+    planned = next(one for one in spec.metrics if one.name == metric.metric)
+    margin = _signed(metric, planned.margin if planned.harm_margin is None else planned.harm_margin)
+    side = "at most" if METRICS[metric.metric].increasing else "at least"
+    return _about(spec, metric, code, conclusion, metric.harm_bound, margin, side, spec.rollback_alpha)
+
+
+def _about(
+    spec: ExperimentSpec,
+    metric: MetricEvidence,
+    code: str,
+    conclusion: str,
+    bound: float | None,
+    margin: float | None,
+    side: str,
+    alpha: float,
+) -> Reason:
     text = f"{metric.metric} of {metric.arm} against {spec.control.arm}: {_effect(metric)}"
-    if metric.bound is not None and signed_margin is not None:
-        side = "at least" if increasing else "at most"
-        level = 100 * (1 - spec.alpha.promote)
-        text += f", {side} {percent(metric.bound)} with {level:g} % confidence, margin {percent(signed_margin)}"
+    if bound is not None and margin is not None:
+        text += f", {side} {percent(bound)} with {100 * (1 - alpha):.4g} % confidence, margin {percent(margin)}"
     users = metric.treatment.users
     return Reason(
         code=code,
@@ -29,10 +46,17 @@ def about_metric(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclu
         metric=metric.metric,
         arm=metric.arm,
         estimate=metric.effect,
-        bound=metric.bound,
-        margin=signed_margin,
+        bound=bound,
+        margin=margin,
         n=users,
     )
+
+
+def _signed(metric: MetricEvidence, margin: float | None) -> float | None:
+    """A margin as the relative effect where it lies."""
+    if margin is None:
+        return None
+    return -margin if METRICS[metric.metric].increasing else margin
 
 
 def about_limit(limit: LimitEvidence, code: str) -> Reason:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from experiment.evidence import Evidence, LimitEvidence, MetricEvidence
-from experiment.explain import about_limit, about_metric, seconds
+from experiment.explain import about_harm, about_limit, about_metric, seconds
 from experiment.spec import ExperimentSpec
 from experiment.state import ExperimentRow, Reason, State, Verdict
 from stats.srm import INVALID_LOG_E, WARN_LOG_E
@@ -76,14 +76,13 @@ def _at_full_width(
 
 
 def promote_threshold(spec: ExperimentSpec) -> float:
-    """ln(T / alpha): every guardrail must reach it; T treatments share the budget, since one of them is picked."""
-    return math.log(len(spec.treatments) / spec.alpha.promote)
+    """The log e-value that every guardrail must reach, ln(T / alpha) for T treatments."""
+    return math.log(1 / spec.promote_alpha)
 
 
 def rollback_threshold(spec: ExperimentSpec) -> float:
-    """ln(K / alpha) for K guardrails of all treatments together: any of them is enough, so they share the budget."""
-    guardrails = sum(metric.role == "guardrail" for metric in spec.metrics)
-    return math.log(max(guardrails * len(spec.treatments), 1) / spec.alpha.rollback)
+    """The log e-value of harm that is enough for a rollback, ln(K / alpha) for K guardrails of all treatments."""
+    return math.log(1 / spec.rollback_alpha)
 
 
 def _proved(spec: ExperimentSpec, metric: MetricEvidence) -> bool:
@@ -107,7 +106,7 @@ def _unproved(spec: ExperimentSpec, metric: MetricEvidence) -> Reason:
 def _harmed(spec: ExperimentSpec, evidence: Evidence) -> tuple[Reason, ...]:
     threshold = rollback_threshold(spec)
     return tuple(
-        about_metric(spec, metric, "harm", "proved worse than the margin allows")
+        about_harm(spec, metric, "harm", "proved worse than the margin allows")
         for metric in evidence.metrics
         if metric.role == "guardrail" and metric.latch.rollback >= threshold
     )
@@ -116,7 +115,7 @@ def _harmed(spec: ExperimentSpec, evidence: Evidence) -> tuple[Reason, ...]:
 def _signals(spec: ExperimentSpec, evidence: Evidence) -> tuple[Reason, ...]:
     threshold = math.log(1 / spec.alpha.rollback)
     return tuple(
-        about_metric(spec, metric, SIGNAL, "a signal of harm")
+        about_harm(spec, metric, SIGNAL, "a signal of harm")
         for metric in evidence.metrics
         if metric.role == "signal" and metric.ready and metric.log_e_rollback >= threshold
     )

@@ -171,6 +171,17 @@ class ExperimentSpec(_Part):
         return self
 
     @property
+    def promote_alpha(self) -> float:
+        """Of one treatment's proof: the treatments share the budget, since one of them is picked."""
+        return self.alpha.promote / len(self.treatments)
+
+    @property
+    def rollback_alpha(self) -> float:
+        """Of one guardrail's proof of harm: any of them is enough, so all of all treatments share the budget."""
+        guardrails = sum(metric.role == "guardrail" for metric in self.metrics)
+        return self.alpha.rollback / max(guardrails * len(self.treatments), 1)
+
+    @property
     def arms(self) -> tuple[Arm, ...]:
         """Treatments in order, control last: the order of the bucket ranges."""
         return (*self.treatments, self.control)
