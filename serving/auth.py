@@ -100,8 +100,16 @@ def principal_of(request: Request) -> Principal | None:
     """Whose token a request carries, in the header or, from the page, in a cookie."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        token = request.cookies.get(COOKIE, "")
+        token = request.cookies.get(COOKIE, "") if _from_our_page(request) else ""
     return services_of(request).tokens.principal(token.strip()) if token else None
+
+
+def _from_our_page(request: Request) -> bool:
+    """Whether a cookie may speak for its owner: another site's page must not act with it."""
+    if request.method in {"GET", "HEAD"}:
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] == request.headers.get("host")
 
 
 def _digest(token: str) -> bytes:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from serving import problems
 from serving.body_limit import BodyLimit
-from serving.routes import actions, docs, events, experiments, health, recommend, report, variants
+from serving.routes import actions, dashboard, docs, events, experiments, health, recommend, report, variants
 from serving.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -30,7 +30,7 @@ def build_app(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for module in (recommend, events, experiments, actions, report, variants, health):
+    for module in (recommend, events, experiments, actions, report, variants, health, dashboard):
         app.include_router(module.router)
     docs.install_docs(app)
     limits = {"/v1/events": services.settings.events_max_bytes}
