@@ -1,0 +1,1 @@
+"""Decoding on a GPU: one engine for every arithmetic, with kernels of its own."""
