@@ -210,8 +210,10 @@ def _estimate(metric: str, moments: Moments) -> Estimate | None:
 
 
 def _past_burn_in(spec: ExperimentSpec, arm: ArmAggregate) -> bool:
+    """Clicks are asked of control only: a treatment that nobody clicks must not stay in the burn-in for that."""
     clicks = arm.totals.get("clicks", 0.0)
-    return arm.closed_users >= spec.minimums.users_per_arm and clicks >= spec.minimums.clicks_per_arm
+    enough = clicks >= spec.minimums.clicks_per_arm or arm.arm != spec.control.arm
+    return arm.closed_users >= spec.minimums.users_per_arm and enough
 
 
 def _reading(estimate: Estimate | None, users: int, tau2: float) -> Reading:

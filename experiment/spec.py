@@ -70,7 +70,7 @@ class Ramp(_Part):
 class Planning(_Part):
     """What is expected of a metric in the control arm; it fixes the mixture variance before the first user.
 
-    relative_sd: the square root of n·Var(estimate) over the estimate (about 3.4 for a CTR of 5 % and 20 impressions).
+    relative_sd: the square root of n·Var(estimate) over the estimate (about 1.85 for a CTR of 5 % and 20 impressions).
     users_per_arm: where the decision should be cheapest; four times off costs 4-9 % of the width.
     """
 
@@ -124,7 +124,7 @@ class Minimums(_Part):
     """Burn-in per arm before any statistical verdict, and the shortest run that may be promoted."""
 
     users_per_arm: int = Field(default=400, ge=2)
-    clicks_per_arm: int = Field(default=100, ge=0)
+    clicks_per_arm: int = Field(default=100, ge=0, description="of control; a treatment may have fewer")
     duration_s: Seconds = 7 * 86_400.0
 
 

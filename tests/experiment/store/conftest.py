@@ -186,7 +186,7 @@ async def assignments(request: pytest.FixtureRequest) -> AsyncIterator[Assignmen
     if request.param == "memory":
         yield MemoryAssignments()
         return
-    redis = RedisAssignments.from_url(request.getfixturevalue("redis_url"), prefix=f"test:{uuid4().hex}")
+    redis = RedisAssignments.from_url(request.getfixturevalue("redis_url"), timeout_s=5.0, prefix=f"test:{uuid4().hex}")
     yield redis
     await redis.close()
 
