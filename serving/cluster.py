@@ -43,6 +43,9 @@ Say = Callable[[str], None]
 
 _STOP_S = 10.0
 
+_SPAN = 100
+"""Ports for the replicas of one cluster: replacements take new ones while old ones are in quarantine."""
+
 
 class Cluster:
     """`with Cluster(settings, {"bf16": folder, …}) as cluster:` serves at `cluster.url` until the block ends.
@@ -164,6 +167,17 @@ class Cluster:
         else:
             if moved:
                 self._say(f"stored {moved} events of gateways that did not end by themselves")
+
+
+def _own_ports() -> dict[str, str]:
+    """Ports that Ray would fix for all clusters of a machine: free ones, so that several can live side by side."""
+    single = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
+    ports = {f"RAY_SERVE_{name}": free_port() for name in single}
+    for number, protocol in enumerate(("HTTP", "GRPC")):
+        first = 20_000 + _SPAN * (2 * (os.getpid() % 50) + number)
+        ports[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = first
+        ports[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = first + _SPAN - 1
+    return {name: str(port) for name, port in ports.items()}
 
 
 def _stop_ray() -> None:
