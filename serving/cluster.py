@@ -169,6 +169,15 @@ class Cluster:
                 self._say(f"stored {moved} events of gateways that did not end by themselves")
 
 
+def _is_rays(process: psutil.Process) -> bool:
+    """Whether a child of this process belongs to Ray, and not to whoever else started something here."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return any(mark in command for mark in ("ray::", "/ray/", "raylet", "gcs_server", "haproxy"))
+
+
 def _own_ports() -> dict[str, str]:
     """Ports that Ray would fix for all clusters of a machine: free ones, so that several can live side by side."""
     single = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
@@ -185,7 +194,7 @@ def _stop_ray() -> None:
     import ray
     from ray import serve
 
-    processes = [child for child in psutil.Process().children(recursive=True) if "valkey" not in child.name()]
+    processes = [child for child in psutil.Process().children(recursive=True) if _is_rays(child)]
     with contextlib.redirect_stdout(io.StringIO()):  # Ray prints that its own controller was killed, as it always is
         with contextlib.suppress(Exception):  # a cluster that is half up must still go down
             serve.shutdown()  # type: ignore[no-untyped-call]
