@@ -90,6 +90,22 @@ def _bound(alive: _Alive, now: float, step: float, root: float) -> float:
     return float(brentq(lambda z: math.log(max(alive.crossing(now, z * root), 1e-300) / step), -8.0, 9.0, xtol=1e-10))
 
 
+def last_critical(information: ArrayLike, upper: ArrayLike, alpha: float) -> float:
+    """The critical z of a last look that spends what is left of a one-sided alpha after `upper` at the looks before.
+
+    information: shape (looks,), the last entry is the last look's; upper: shape (looks - 1,). Infinite when nothing is
+    left. Valid when the schedule of looks does not depend on what they showed.
+    """
+    info, bounds = _looks(information, np.append(np.asarray(upper, np.float64), 0.0))
+    alive, left = _Alive(0.0), alpha
+    for now, bound in zip(info[:-1], bounds[:-1], strict=True):
+        limit = float(bound) * math.sqrt(now)
+        left -= alive.crossing(float(now), limit)
+        alive.advance(float(now), limit)
+    last = float(info[-1])
+    return _bound(alive, last, left, math.sqrt(last)) if left > 1e-14 else math.inf
+
+
 def expected_stop(information: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean information at the end: the look that crossed, or the last one for paths that never did."""
     info, p = np.asarray(information, np.float64), np.asarray(probabilities, np.float64)

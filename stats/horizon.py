@@ -10,6 +10,7 @@ The horizon is an INFORMATION, 1 / variance, never a number of users: variance g
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
-from stats.crossing import crossing_probabilities
+from stats.crossing import crossing_probabilities, last_critical
 from stats.errors import StatsError
 from stats.mixture import log_e_one_sided, log_e_two_sided
 
@@ -84,6 +85,22 @@ def horizon_variance(effect: float, alpha: float, power: float, *, sided: Sided,
     return (effect / reflection_drift(alpha, power, sided=sided, looks=looks)) ** 2
 
 
+def final_critical(shares: Sequence[float], alpha: float, *, sided: Sided) -> float:
+    """Critical z of the first look at the horizon when the earlier looks were at these information shares only.
+
+    The closed form pays for a look at every instant; real looks are fewer, and what they did not spend is spent here.
+    At 50 looks and one-sided .05 power rises from .751 to .788; Lan-DeMets with O'Brien-Fleming spending has .777.
+    shares: increasing, each above 0 and below 1; looks of no information yet are left out. Never above
+    `reflection_critical`. The looks' times must not depend on what earlier looks showed.
+    """
+    before = np.asarray(shares, np.float64)
+    if before.size and not before.max() < 1:
+        raise StatsError("shares", "looks before the horizon have information shares below 1")
+    level = reflection_critical(alpha, sided=sided)
+    exact = last_critical(np.append(before, 1.0), level / np.sqrt(before), alpha / sided)
+    return min(level, exact)
+
+
 @dataclass(frozen=True, slots=True)
 class Reflection:
     """A planned-horizon test; every part is fixed before the data. Freeze its outcome at the first final one."""
@@ -92,11 +109,18 @@ class Reflection:
     horizon_variance: float
     sided: Sided = 1
 
-    def judge(self, d: float, variance: float) -> Outcome:
-        """reject: proved. inconclusive: the horizon is reached without proof (which is not proof of no effect)."""
+    def judge(self, d: float, variance: float, *, final: float | None = None) -> Outcome:
+        """reject: proved. inconclusive: the horizon is reached without proof (which is not proof of no effect).
+
+        final: `final_critical` of the looks so far, used at the horizon only; None keeps to the closed form there.
+        """
         t = information_share(variance, self.horizon_variance)
-        p = reflection_p(d, variance, self.horizon_variance, sided=self.sided)
-        return "reject" if p <= self.alpha else ("inconclusive" if t >= 1 else "continue")
+        if reflection_p(d, variance, self.horizon_variance, sided=self.sided) <= self.alpha:
+            return "reject"
+        if t < 1:
+            return "continue"
+        z = (d if self.sided == 1 else abs(d)) / math.sqrt(variance)
+        return "reject" if final is not None and z >= final else "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)

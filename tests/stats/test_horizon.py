@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import ndtr, ndtri
 
-from stats.crossing import crossing_probabilities
+from stats.crossing import crossing_probabilities, spending_boundary
 from stats.errors import StatsError
 from stats.horizon import (
     Hybrid,
     Reflection,
+    final_critical,
     horizon_variance,
     hybrid_critical,
     information_share,
@@ -48,6 +50,26 @@ def test_it_costs_about_a_tenth_more_than_one_look(alpha: float, power: float, s
     assert (reflection_drift(alpha, power, sided=sided, looks=200) / one_look) ** 2 == pytest.approx(cost, abs=0.015)
 
 
+@pytest.mark.parametrize(("looks", "sided"), [(1, 1), (10, 1), (50, 2)])
+def test_an_exact_last_look_spends_alpha_exactly_and_beats_obrien_fleming(looks: int, sided: int) -> None:
+    shares = np.arange(1, looks + 1) / looks
+    upper = reflection_critical(0.05, sided=sided) / np.sqrt(shares)
+    upper[-1] = final_critical(shares[:-1], 0.05, sided=sided)
+    assert crossing_probabilities(shares, upper, effect=0.0).sum() == pytest.approx(0.05 / sided, abs=1e-9)
+    spent = 2 * ndtr(ndtri(0.05 / sided / 2) / np.sqrt(shares))
+    spent[-1] = 0.05 / sided
+    drift = -ndtri(0.05 / sided) - ndtri(0.2)
+    peers = crossing_probabilities(shares, spending_boundary(shares, spent), effect=drift).sum()
+    assert crossing_probabilities(shares, upper, effect=drift).sum() > peers - 1e-6
+
+
+def test_an_exact_last_look_refuses_looks_at_the_horizon() -> None:
+    with pytest.raises(StatsError, match="shares"):
+        final_critical([0.5, 1.0], 0.05, sided=1)
+    with pytest.raises(StatsError, match="information"):
+        final_critical([0.5, 0.4], 0.05, sided=1)
+
+
 def test_judging_before_at_and_after_the_horizon() -> None:
     plan = Reflection(0.05, horizon_variance=1.0)
     assert plan.judge(0.0, 4.0) == "continue"
@@ -55,6 +77,8 @@ def test_judging_before_at_and_after_the_horizon() -> None:
     assert plan.judge(7.0, 4.0) == "continue"
     assert plan.judge(1.9, 1.0) == "inconclusive"
     assert plan.judge(2.0, 1.0) == "reject"
+    assert plan.judge(1.9, 1.0, final=1.75) == "reject", "what earlier looks did not spend"
+    assert plan.judge(3.0, 4.0, final=1.75) == "continue", "which counts at the horizon alone"
     assert plan.judge(-9.0, 0.5) == "inconclusive", "a harm never promotes"
     assert plan.judge(9.0, 0.0) == "continue", "no measured noise is no evidence"
 
