@@ -1,0 +1,81 @@
+"""What the engine asks of an arithmetic, and the 16-bit one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+from torch.nn import functional
+
+from model.engine.cross_attention import ContextRows
+from model.engine.grouped import ExpertMatrix, interleave
+from model.engine.norm import Rows
+
+M = TypeVar("M")
+
+
+class Arithmetic(Protocol[M]):
+    """How matrices are stored and multiplied; M is a stored matrix. Another room may bring its own."""
+
+    @property
+    def name(self) -> str:
+        """As shown beside measurements."""
+
+    @property
+    def eight(self) -> bool:
+        """Whether rows are rounded to E4M3 before they are multiplied."""
+
+    def matrix(self, weight: Tensor) -> M:
+        """weight [N, K] 16 bit -> what `product` reads."""
+
+    def product(self, rows: Rows, matrix: M) -> Tensor:
+        """rows [T, K] · weightᵀ -> [T, N] 16 bit."""
+
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+        """up [E, 2I, d], gate rows first, and down [E, d, I] -> what `grouped_product` reads."""
+
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+        """Keys and values [B, G, N, dh] 16 bit, the same tensor where values are keys, and lengths [B] int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class SixteenBit:
+    """Matrices and rows as they are."""
+
+    name: str = "bf16"
+    eight: bool = False
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight itself."""
+        return weight
+
+    def product(self, rows: Rows, matrix: Tensor) -> Tensor:
+        """An ordinary product."""
+        return functional.linear(rows.values, matrix)
+
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+        """Gate and up rows in turns, so that one thread holds both of a pair."""
+        return ExpertMatrix(interleave(up)), ExpertMatrix(down.contiguous())
+
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+        """The tensors themselves."""
+        return ContextRows(key, value, lengths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockMatrices(Generic[M]):
+    """One block, ready to run; see `BlockWeights`."""
+
+    norm_cross: Tensor
+    norm_self: Tensor
+    norm_ffn: Tensor
+    cross_q: M
+    cross_o: M
+    self_qkv: M
+    self_o: M
+    up: ExpertMatrix
+    down: ExpertMatrix
+    shared: int
+    router: Tensor | None
+    router_bias: Tensor | None

@@ -1,0 +1,142 @@
+"""One decode of a batch: three levels of blocks, heads and beams, without a word to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.engine.arithmetic import Arithmetic, BlockMatrices
+from model.engine.cross_attention import ContextRows, cross_attention
+from model.engine.grouped import grouped_product
+from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.routing import capacity, one_expert, route, spread
+from model.engine.select import GROUP, select_beams
+from model.engine.self_attention import self_attention
+from model.engine.weights import BlockWeights, DecoderWeights
+from model.errors import ModelError
+
+M = TypeVar("M")
+
+MOST_LEVELS = 3
+"""Tokens that the self attention kernel looks back on, the new one included."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """Best first: codes [B, W, levels] int64 and their log probabilities [B, W] float32."""
+
+    codes: Tensor
+    scores: Tensor
+
+
+class Decoder(Generic[M]):
+    """The decoder's weights in one arithmetic, and the beam search over them.
+
+    Beams are folded into the rows of every product and into the queries of one attention call per block. Keys and
+    values of generated tokens stay where their product put them: a later level finds them by its parents' numbers.
+    """
+
+    def __init__(self, weights: DecoderWeights, arithmetic: Arithmetic[M]) -> None:
+        config = weights.config
+        if config.levels > MOST_LEVELS:
+            raise ModelError(f"levels: the engine decodes at most {MOST_LEVELS}, got {config.levels}")
+        if config.codebook_size % GROUP:
+            raise ModelError(f"codebook_size: the engine needs a multiple of {GROUP}, got {config.codebook_size}")
+        self.config, self.arithmetic, self.weights = config, arithmetic, weights
+        self.blocks = tuple(self._prepared(block) for block in weights.blocks)
+
+    def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
+        matrix = self.arithmetic.matrix
+        up, down = self.arithmetic.experts(block.up, block.down)
+        return BlockMatrices(
+            norm_cross=block.norm_cross,
+            norm_self=block.norm_self,
+            norm_ffn=block.norm_ffn,
+            cross_q=matrix(block.cross_q),
+            cross_o=matrix(block.cross_o),
+            self_qkv=matrix(block.self_qkv),
+            self_o=matrix(block.self_o),
+            up=up,
+            down=down,
+            shared=block.shared,
+            router=block.router,
+            router_bias=block.router_bias,
+        )
+
+    def decode(self, contexts: tuple[ContextRows, ...], width: int) -> Decoded:
+        """One ContextRows per key/value set; width: beams kept after every level, a power of two."""
+        config, weights = self.config, self.weights
+        batch = contexts[0].lengths.shape[0]
+        if width & (width - 1) or not 1 <= width <= config.codebook_size:
+            raise ModelError(f"beam_width: the engine needs a power of two up to the codebook's size, got {width}")
+        h = weights.bos.expand(batch, -1).contiguous()
+        scores = torch.zeros(batch, 1, device=h.device)
+        codes = torch.empty(batch, 1, 0, dtype=torch.int64, device=h.device)
+        past: list[list[Tensor]] = [[] for _ in self.blocks]
+        parents: tuple[Tensor, ...] = ()
+        for level in range(config.levels):
+            pending: Tensor | Mixed | None = None
+            beams = scores.shape[1]
+            for layer, block in enumerate(self.blocks):
+                context = contexts[config.kv_set_of(layer)]
+                pending, qkv = self._block(block, h, pending, context, beams, tuple(past[layer]), parents)
+                past[layer].append(qkv)
+            x = add_norm(h, pending, weights.head_norms[level], config.norm_eps)
+            best = select_beams(functional.linear(x.values, weights.heads[level]), scores, width)
+            scores = best.scores
+            before = codes.gather(1, best.beams[..., None].expand(-1, -1, codes.shape[2]))
+            codes = torch.cat([before, best.codes[..., None]], dim=-1)
+            if level + 1 < config.levels:
+                h = weights.token_embed[level][best.codes.flatten()]
+                parents = (best.beams.flatten(),) if level else ()
+        return Decoded(codes, scores)
+
+    def _block(
+        self,
+        block: BlockMatrices[M],
+        h: Tensor,
+        pending: Tensor | Mixed | None,
+        context: ContextRows,
+        beams: int,
+        past: tuple[Tensor, ...],
+        parents: tuple[Tensor, ...],
+    ) -> tuple[Tensor | Mixed, Tensor]:
+        """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
+        product, eight, eps, heads = (
+            self.arithmetic.product,
+            self.arithmetic.eight,
+            self.config.norm_eps,
+            self.config.n_heads,
+        )
+        x = add_norm(h, pending, block.norm_cross, eps, eight=eight)
+        read = cross_attention(product(x, block.cross_q), context, beams, heads)
+        x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=eight)
+        qkv = product(x, block.self_qkv)
+        mixed = self_attention(qkv, past, parents, beams, heads, eight=eight)
+        return self._feed_forward(block, h, product(mixed, block.self_o)), qkv
+
+    def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor) -> Tensor | Mixed:
+        config, tokens = self.config, h.shape[0]
+        routed, top_k = (0, 0) if block.router is None else (block.router.shape[0], config.experts_per_token)
+        x = add_norm(
+            h,
+            pending,
+            block.norm_ffn,
+            config.norm_eps,
+            eight=self.arithmetic.eight,
+            want_plain=routed > 0,
+            want_square=self.arithmetic.eight,
+            capacity=capacity(tokens, block.shared, routed, top_k) if block.shared else 0,
+        )
+        if block.router is None or block.router_bias is None or x.plain is None:
+            tiles = one_expert(tokens, h.device)
+            inner = grouped_product(x, block.up, tiles, gated=True)
+            return grouped_product(inner, block.down, tiles).values[:tokens]
+        way = route(functional.linear(x.plain, block.router), block.router_bias, top_k, block.shared)
+        placed = spread(Rows(x.values, x.scale, x.square), way, block.shared)
+        inner = grouped_product(placed, block.up, way.tiles, gated=True)
+        return Mixed(grouped_product(inner, block.down, way.tiles).values, way.position, way.share)

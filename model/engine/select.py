@@ -1,0 +1,161 @@
+"""The best beams of all beams times all codes, exactly, without ever writing a log probability per code.
+
+Order: a candidate's score is its beam's score plus log softmax of its logit; of equal scores the lowest index
+(beam · codebook + code) comes first. Steps: (1) one pass over the logits gives each row's log sum and the best score
+of each group of GROUP codes; (2) the k best groups are found: no candidate outside them can be among the k best,
+for k candidates come before it; (3) the k best candidates of those groups. Selection finds the k-th largest key bit
+by bit, keys being the scores' bits in an order-preserving form.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# (kernels are typed by Triton, not by Python)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+GROUP = 128
+"""Codes of a group."""
+
+_CHUNK = 4096  # keys that a program looks at in one go
+_WARPS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Best first: scores [B, k] float32, beams and codes [B, k] int64."""
+
+    scores: Tensor
+    beams: Tensor
+    codes: Tensor
+
+
+def select_beams(logits: Tensor, scores: Tensor, k: int) -> Chosen:
+    """logits [B·R, C] and scores [B, R] float32 -> the k best of each request's R·C candidates; k a power of two.
+
+    C is a multiple of GROUP and R·C/GROUP at least k, or R·C at least k where R is 1.
+    """
+    batch, beams = scores.shape
+    rows, codes = logits.shape
+    groups = codes // GROUP
+    keys = torch.empty(batch, beams * groups, dtype=torch.int32, device=logits.device)
+    offset = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    _best_of_groups[(rows,)](logits, scores, offset, keys, CODES=codes, GROUP=GROUP, num_warps=8)
+    wanted = min(k, beams * groups)
+    chosen = _largest(keys, wanted)
+    inner = torch.empty(batch, wanted * GROUP, dtype=torch.int32, device=logits.device)
+    per = min(wanted, 16)
+    _keys_of_groups[(batch, wanted // per)](
+        logits, offset, chosen, inner, beams, GROUPS=groups, GROUP=GROUP, WANTED=wanted, PER=per
+    )
+    within = _largest(inner, k)
+    out = Chosen(
+        torch.empty(batch, k, dtype=torch.float32, device=logits.device),
+        torch.empty(batch, k, dtype=torch.int64, device=logits.device),
+        torch.empty(batch, k, dtype=torch.int64, device=logits.device),
+    )
+    _ranked[(batch,)](
+        inner, within, chosen, out.scores, out.beams, out.codes,
+        CODES=codes, GROUP=GROUP, WANTED=wanted, K=k, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _largest(keys: Tensor, k: int) -> Tensor:
+    """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order; of equal keys the first."""
+    batch, n = keys.shape
+    places = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
+    chunk = min(_CHUNK, triton.next_power_of_2(n))
+    _find[(batch,)](keys, places, n, k, CHUNK=chunk, num_warps=_WARPS)
+    return places
+
+
+@triton.jit
+def _ordered(x):
+    """float32 -> int32 of the same order (minus zero before zero)."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _best_of_groups(logits, scores, offset, keys, CODES: tl.constexpr, GROUP: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x = tl.load(logits + row * CODES + tl.arange(0, CODES)).to(tl.float32)
+    top = tl.max(x, 0)
+    shift = tl.load(scores + row) - (top + tl.log(tl.sum(tl.exp(x - top), 0)))
+    tl.store(offset + row, shift)
+    best = tl.max(tl.reshape(x, [CODES // GROUP, GROUP]), 1) + shift
+    tl.store(keys + row * (CODES // GROUP) + tl.arange(0, CODES // GROUP), _ordered(best))
+
+
+@triton.jit
+def _keys_of_groups(
+    logits, offset, chosen, inner, beams,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, PER: tl.constexpr,
+):  # fmt: skip
+    request, slot = tl.program_id(0).to(tl.int64), tl.program_id(1) * PER + tl.arange(0, PER)
+    group = tl.load(chosen + request * WANTED + slot).to(tl.int64)
+    row = request * beams + group // GROUPS
+    code = (group % GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    x = tl.load(logits + row[:, None] * (GROUPS * GROUP) + code).to(tl.float32) + tl.load(offset + row)[:, None]
+    at = request * WANTED * GROUP + slot[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    tl.store(inner + at, _ordered(x))
+
+
+@triton.jit
+def _find(keys, places, n, k, CHUNK: tl.constexpr):
+    """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first."""
+    base = keys + tl.program_id(0).to(tl.int64) * n
+    lane = tl.arange(0, CHUNK)
+    least = tl.full([], -2147483648, tl.int32)
+    for bit in tl.static_range(32):
+        # int32 in two's complement: adding the sign bit flips it, which is the first step up from the least key
+        trial = least ^ tl.full([], -2147483648, tl.int32) if bit == 0 else least | (1 << (31 - bit))
+        count = tl.zeros([CHUNK], tl.int32)
+        for start in tl.range(0, n, CHUNK):
+            x = tl.load(base + start + lane, start + lane < n, -2147483648)
+            count += ((x >= trial) & (start + lane < n)).to(tl.int32)
+        least = tl.where(tl.sum(count, 0) >= k, trial, least)
+    above = tl.zeros([CHUNK], tl.int32)
+    for start in tl.range(0, n, CHUNK):
+        x = tl.load(base + start + lane, start + lane < n, -2147483648)
+        above += ((x > least) & (start + lane < n)).to(tl.int32)
+    equals = k - tl.sum(above, 0)
+    done = tl.full([], 0, tl.int32)
+    seen = tl.full([], 0, tl.int32)
+    out = places + tl.program_id(0).to(tl.int64) * k
+    for start in tl.range(0, n, CHUNK):
+        here = start + lane < n
+        x = tl.load(base + start + lane, here, -2147483648)
+        equal = ((x == least) & here).to(tl.int32)
+        order = seen + tl.cumsum(equal, 0)
+        take = ((x > least) & here) | ((equal > 0) & (order <= equals))
+        flag = take.to(tl.int32)
+        tl.store(out + done + tl.cumsum(flag, 0) - 1, start + lane, take)
+        done += tl.sum(flag, 0)
+        seen += tl.sum(equal, 0)
+
+
+@triton.jit
+def _ranked(
+    inner, within, chosen, scores, beams, codes,
+    CODES: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    request = tl.program_id(0).to(tl.int64)
+    place = tl.load(within + request * K + tl.arange(0, K))
+    key = tl.load(inner + request * WANTED * GROUP + place)
+    # places ascend with the candidates' indices, so that the lower one wins among equals
+    sorted_pairs = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64), descending=True)
+    key = (sorted_pairs >> 32).to(tl.int32)
+    place = 0x7FFFFFFF - (sorted_pairs & 0x7FFFFFFF).to(tl.int32)
+    group = tl.load(chosen + request * WANTED + place // GROUP)
+    at = request * K + tl.arange(0, K)
+    bits = key ^ ((key >> 31) & 0x7FFFFFFF)
+    tl.store(scores + at, bits.to(tl.float32, bitcast=True))
+    tl.store(beams + at, (group // (CODES // GROUP)).to(tl.int64))
+    tl.store(codes + at, ((group % (CODES // GROUP)) * GROUP + place % GROUP).to(tl.int64))

@@ -1,0 +1,85 @@
+"""The engine's FP8 arithmetic: E4M3 rows and matrices, a scale per row of each, sums in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.engine.cross_attention import ContextRows
+from model.engine.grouped import ExpertMatrix, interleave
+from model.engine.norm import Rows
+from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
+
+_SUM_SLACK = 1.0625
+"""Attention weights rounded to E4M3 may sum to this much where the exact ones sum to one."""
+
+_REACH_SLACK = 1.01
+"""Sums in float32 and 16-bit rounding may pass Cauchy and Schwarz's bound by this much."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EightBitMatrix:
+    """weight [N, K] E4M3 and scale [1, N] float32."""
+
+    weight: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EightBit:
+    """Linear layers, experts and the cross attention in E4M3; norms, softmax, router, heads and sums wider."""
+
+    name: str = "fp8"
+    eight: bool = True
+
+    def matrix(self, weight: Tensor) -> EightBitMatrix:
+        """One scale per output channel."""
+        wide = weight.float()
+        scale = row_scale(wide)
+        return EightBitMatrix(quantise(wide, scale), scale.t().contiguous())
+
+    def product(self, rows: Rows, matrix: EightBitMatrix) -> Tensor:
+        """The row-wise scaled product."""
+        if rows.scale is None:
+            raise TypeError("rows: expected E4M3 rows with their scales")
+        return torch._scaled_mm(
+            rows.values,
+            matrix.weight.t(),
+            scale_a=rows.scale[:, None],
+            scale_b=matrix.scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+        """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
+        wide = interleave(up).float()
+        scale = row_scale(wide)
+        codes = quantise(wide, scale)
+        lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
+        reach = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
+        back = down.float() * reach[:, None, :]
+        back_scale = row_scale(back)
+        return (
+            ExpertMatrix(codes, scale[..., 0].contiguous(), reach.contiguous()),
+            ExpertMatrix(quantise(back, back_scale), back_scale[..., 0].contiguous()),
+        )
+
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+        """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
+        batch, groups, length, head_dim = key.shape
+        key_scale = _head_scale(key)
+        keys = quantise(key, key_scale[..., None, None])
+        value_scale = key_scale if value is key else _head_scale(value)
+        codes = keys if value is key else quantise(value, value_scale[..., None, None])
+        room = -(-length // 16) * 16
+        values = torch.zeros(batch, groups, head_dim, room, dtype=E4M3, device=key.device)
+        values[..., :length] = codes.transpose(-1, -2)
+        return ContextRows(keys, values, lengths, key_scale, value_scale, value_scale.amax(1) * _SUM_SLACK)
+
+
+def _head_scale(x: Tensor) -> Tensor:
+    """max|x| / 448 of each request and head [B, G]."""
+    return x.abs().amax(dim=(-2, -1)).float().mul_(1.0 / E4M3_MAX).clamp_min_(SCALE_FLOOR)
