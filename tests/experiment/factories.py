@@ -80,7 +80,7 @@ def aggregate(arm: str, totals: Totals, exposed: Sequence[int] | None = None, **
             Moments.from_values(numerator, denominator) if metric.denominator else Moments.from_values(numerator)
         )
     sums = {name: float(values.sum()) for name, values in totals.items()} | more
-    return ArmAggregate(arm, list(exposed or [users]), users, moments, sums)
+    return ArmAggregate(arm, list(exposed or [0, 0, 0, 0, users]), users, moments, sums)
 
 
 def look_at(row: ExperimentRow, arms: Sequence[ArmAggregate]) -> LookInput:
