@@ -9,6 +9,7 @@ import numpy as np
 
 from stats.mixture import optimal_x
 from stats.simulation import procedures as rules
+from stats.simulation.figures import CANARY
 from stats.simulation.jobs import Batch, Job, Table, above, batches
 from stats.simulation.paths import contrast, draw
 from stats.simulation.rates import Rates
@@ -71,4 +72,5 @@ TABLE = Table(
     "alpha .05.",
     jobs,
     broken,
+    expected=CANARY,
 )

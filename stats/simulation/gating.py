@@ -11,8 +11,10 @@ from scipy.special import ndtri
 
 from stats.mixture import optimal_x
 from stats.simulation import procedures as rules
+from stats.simulation.figures import GATING
 from stats.simulation.jobs import Batch, Job, Table, above, batches
 from stats.simulation.paths import contrast, draw, z_score
+from stats.simulation.peeking import exact_last_look, slack
 from stats.simulation.rates import Rate, Rates
 from stats.simulation.worlds import Clicks, pool
 
@@ -20,7 +22,7 @@ ALPHA, USERS, LOOKS = 0.05, 10_000, 50
 WORLD = Clicks()
 TRUTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
 PROMOTE, ROLL_BACK, STRICT = "gate to 2 N: promote", "gate: roll back (h = m)", "gate: roll back (h = 0)"
-LAN_DEMETS, REFLECTION = "O'Brien-Fleming 50", "reflection"
+LAN_DEMETS, REFLECTION = "O'Brien-Fleming 50", "reflection, last look exact"
 VALID = (REFLECTION, "hybrid", "always valid to N", "always valid to 2 N", PROMOTE)
 
 
@@ -53,7 +55,8 @@ def run(truth_in_margins: float, batch: Batch) -> Rates:
         "z once at N": rules.one_look(z, ALPHA, sided=1),
         "z, 50 peeks": rules.peeks(z, ALPHA, sided=1),
         LAN_DEMETS: rules.obrien_fleming(z, ALPHA, sided=1),
-        REFLECTION: rules.reflection(z, v[:, to_n], planned, ALPHA, sided=1),
+        "reflection": rules.reflection(z, v[:, to_n], planned, ALPHA, sided=1),
+        REFLECTION: rules.reflection(z_score(d, v), v, planned, ALPHA, sided=1, final=exact_last_look(LOOKS, 1)),
         "hybrid": rules.hybrid(
             d[:, to_n], v[:, to_n], planned, optimal_x(ALPHA / 5, sided=1) * planned, ALPHA, sided=1
         ),
@@ -61,7 +64,10 @@ def run(truth_in_margins: float, batch: Batch) -> Rates:
         "always valid to 2 N": proved,
     }
     row = f"{truth_in_margins:+g} margins" if truth_in_margins != -1 else "-1 margin (edge of H0)"
-    rates = {(row, column): rules.tally(mask, shares[: mask.shape[1]]) for column, mask in masks.items()}
+    rates = {
+        (row, column): rules.tally(mask, shares[: mask.shape[1]], v <= planned if column == REFLECTION else None)
+        for column, mask in masks.items()
+    }
     harmed = rules.always_valid(-d, v, tau2, ALPHA, sided=1)
     strict = rules.always_valid(-d0, v0, tau2, ALPHA, sided=1)
     return rates | {(row, column): rate for column, rate in _gate(proved, harmed, strict, shares).items()}
@@ -95,7 +101,7 @@ def broken(rates: Rates) -> Sequence[str]:
         said.append(f"reflection at the edge of H0: {edge.text()} is above {ALPHA}")
     for row in ("-0.5 margins", "+0 margins", "+0.5 margins"):
         gap = rates[row, LAN_DEMETS].value - rates[row, REFLECTION].value
-        if gap > 0.02:
+        if gap > 0.02 + slack(rates[row, LAN_DEMETS], rates[row, REFLECTION]):
             said.append(f"{row}: reflection loses {gap:.3f} of power against O'Brien-Fleming, more than .02")
     said += above(rates, ALPHA, lambda row, column: column == ROLL_BACK and row.startswith(("-1 ", "-0.5", "+")))
     return said
@@ -110,4 +116,7 @@ TABLE = Table(
     jobs,
     broken,
     stops=True,
+    expected=GATING,
+    why="The closed form at 50 looks has a power of .751 exactly (stats.crossing), not the design's .79; the last look "
+    "made exact brings it to .788.",
 )

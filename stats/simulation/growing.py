@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stats.mixture import log_e_two_sided, optimal_x
 from stats.simulation import procedures as rules
+from stats.simulation.figures import GROWING
 from stats.simulation.jobs import Batch, Job, Table, batches
 from stats.simulation.paths import Sums, contrast, draw, z_score
 from stats.simulation.rates import Rate, Rates
@@ -20,7 +21,8 @@ ALPHA, USERS, LOOKS = 0.05, 1000, 100
 WORLD = Clicks()
 COHORT, ALL_IN = "closed cohorts (what the gate reads)", "all users in from the start, cumulative CTR"
 STAGGERED, DRIFTING = "staggered entry, cumulative CTR", "all in, taste drifting by day"
-TOTALS = "engagement so far, all in, hourly for 20 days"
+TOTALS = "engagement so far, all in, hourly for 60 days"
+HOURS = 60 * 24
 ROLLING = "today's CTR only, 100 days"
 PEEK, IMPRESSIONS = "user z, every look", "sequence on impressions"
 COUNTS, INFORMATION = "sequence, time counted in users", "sequence, time counted in information"
@@ -89,32 +91,33 @@ def run_ctr(pattern: str, batch: Batch) -> Rates:
     masks = {
         PEEK: rules.peeks(z_score(d, v), ALPHA, sided=2),
         IMPRESSIONS: rules.always_valid(d, v_impressions, tau2, ALPHA, sided=2),
-        COUNTS: _counted_in_users(d, v, np.asarray(t.n)),
+        COUNTS: _counted_in_users(d, v, np.full(LOOKS, USERS) if pattern == ROLLING else np.asarray(t.n)),
         INFORMATION: rules.always_valid(d, v, tau2, ALPHA, sided=2),
     }
     return {(pattern, column): _ever(mask & enough) for column, mask in masks.items()}
 
 
 def run_totals(batch: Batch) -> Rates:
-    """Minutes so far of users who are all in from the start; one look an hour."""
-    rng, hours = np.random.default_rng(batch.seed), 480
+    """Actions so far of users who are all in from the start and alike, the worst case; one look an hour."""
+    rng = np.random.default_rng(batch.seed)
     values, variances = [], []
     for _ in range(2):
-        rate = rng.gamma(1.0, 0.1, (batch.runs, USERS))
-        total, means, noise = np.zeros_like(rate), [], []
-        for _ in range(hours):
-            total += rng.poisson(rate)
+        total = np.zeros((batch.runs, USERS))
+        means: list[Array] = []
+        noise: list[Array] = []
+        for _ in range(HOURS):
+            total += rng.poisson(0.1, total.shape)
             means.append(total.mean(axis=1))
             noise.append(total.var(axis=1, ddof=1) / USERS)
         values.append(np.stack(means, axis=1))
         variances.append(np.stack(noise, axis=1))
     d, v = values[0] - values[1], variances[0] + variances[1]
-    passed = np.arange(1, hours + 1)
+    passed = np.arange(1, HOURS + 1)
     hourly, hourly_v = d / passed, v / passed**2
     planned = float(hourly_v[:, -1].mean())
     masks = {
         PEEK: rules.peeks(z_score(d, v), ALPHA, sided=2),
-        COUNTS: _counted_in_users(d, v, np.full(hours, USERS)),
+        COUNTS: _counted_in_users(d, v, np.full(HOURS, USERS)),
         INFORMATION: rules.always_valid(hourly, hourly_v, optimal_x(ALPHA, sided=2) * planned, ALPHA, sided=2),
     }
     return {(TOTALS, column): _ever(mask) for column, mask in masks.items()}
@@ -136,7 +139,7 @@ def jobs(quick: bool) -> Sequence[Job]:
     found = batches(partial(run_ctr, COHORT), 10 * runs if quick else runs, 500, (37, 0))
     for k, pattern in enumerate((ALL_IN, STAGGERED, DRIFTING, ROLLING), start=1):
         found += batches(partial(run_ctr, pattern), runs, 20, (37, k))
-    return found + batches(run_totals, runs // 2, 20, (37, 9))
+    return found + batches(run_totals, runs // 4, 10, (37, 9))
 
 
 def broken(rates: Rates) -> Sequence[str]:
@@ -152,4 +155,7 @@ TABLE = Table(
     "they are gated; the other rows say what would happen otherwise.",
     jobs,
     broken,
+    expected=GROWING,
+    why="Rows that are not gated depend on how often users return, which the design leaves open; only the first row "
+    "carries a claim.",
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from stats.simulation.expected import Expectations
 from stats.simulation.rates import Rates
 
 
@@ -28,7 +29,8 @@ class Job:
 class Table:
     """One table: `jobs(quick)` makes its rates, `broken(rates)` names the claims that they contradict.
 
-    note: what the reader has to know to read it; stops: whether cells show the mean stop as well.
+    note: what the reader has to know to read it; stops: whether cells show the mean stop as well. expected: what the
+    design says of its cells; why: why some of them may differ.
     """
 
     key: str
@@ -38,6 +40,8 @@ class Table:
     jobs: Callable[[bool], Sequence[Job]]
     broken: Callable[[Rates], Sequence[str]]
     stops: bool = False
+    expected: Expectations = field(default_factory=dict)
+    why: str = ""
 
 
 def batches(work: Callable[[Batch], Rates], runs: int, size: int, seed: Sequence[int]) -> list[Job]:

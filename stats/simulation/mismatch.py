@@ -11,6 +11,7 @@ from scipy.special import gammaln
 from scipy.stats import chi2
 
 from stats.simulation import procedures as rules
+from stats.simulation.figures import MISMATCH
 from stats.simulation.jobs import Batch, Job, Table, above, batches
 from stats.simulation.rates import Rates
 from stats.srm import INVALID_LOG_E
@@ -67,4 +68,5 @@ TABLE = Table(
     jobs,
     broken,
     stops=True,
+    expected=MISMATCH,
 )

@@ -9,8 +9,10 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtri
 
+from stats.horizon import Sided, final_critical
 from stats.mixture import optimal_x
 from stats.simulation import procedures as rules
+from stats.simulation.figures import PEEKING
 from stats.simulation.jobs import Batch, Job, Table, above, batches
 from stats.simulation.paths import Sums, contrast, draw, z_score
 from stats.simulation.rates import Rate, Rates
@@ -19,7 +21,8 @@ from stats.simulation.worlds import Clicks, pool
 ALPHA, USERS, LOOKS = 0.05, 10_000, 100
 WORLD = Clicks()
 INVALID = ("z, impressions, one look", "z, impressions, 100 peeks", "z, users, 100 peeks")
-LAN_DEMETS, REFLECTION = "O'Brien-Fleming (Lan-DeMets), 100 looks", "reflection at N"
+LAN_DEMETS, REFLECTION = "O'Brien-Fleming (Lan-DeMets), 100 looks", "reflection to I_max, last look exact"
+MORE_LOOKS = LOOKS + LOOKS // 4  # the horizon is an information: a lift, which adds variance, takes more users to it
 
 
 def planned_variance() -> float:
@@ -35,12 +38,12 @@ def mde() -> float:
 
 def run(effect_in_mde: float, batch: Batch) -> Rates:
     rng = np.random.default_rng(batch.seed)
-    looks = np.arange(1, LOOKS + 1) * (USERS // LOOKS)
+    looks = np.arange(1, MORE_LOOKS + 1) * (USERS // LOOKS)
     lift = effect_in_mde * mde()
     t, c = draw(pool(WORLD, lift), looks, batch.runs, rng), draw(pool(WORLD), looks, batch.runs, rng)
-    d, v = contrast(t, c)
-    z, planned = z_score(d, v), planned_variance()
-    naive = z_score(d, _impression_variance(t, c))
+    all_d, all_v = contrast(t, c)
+    d, v, planned = all_d[:, :LOOKS], all_v[:, :LOOKS], planned_variance()
+    z, naive = z_score(d, v), z_score(d, _impression_variance(t, c)[:, :LOOKS])
     tau2 = optimal_x(ALPHA, sided=2) * planned
     masks = {
         INVALID[0]: rules.one_look(naive, ALPHA, sided=2),
@@ -49,7 +52,10 @@ def run(effect_in_mde: float, batch: Batch) -> Rates:
         INVALID[2]: rules.peeks(z, ALPHA, sided=2),
         "O'Brien-Fleming (Lan-DeMets), 10 looks": rules.obrien_fleming(z, ALPHA, sided=2, every=LOOKS // 10),
         LAN_DEMETS: rules.obrien_fleming(z, ALPHA, sided=2),
-        REFLECTION: rules.reflection(z, v, planned, ALPHA, sided=2),
+        "reflection at N, closed form": rules.reflection(z, v, planned, ALPHA, sided=2),
+        REFLECTION: rules.reflection(
+            z_score(all_d, all_v), all_v, planned, ALPHA, sided=2, final=exact_last_look(LOOKS, 2)
+        ),
         "hybrid at N": rules.hybrid(d, v, planned, optimal_x(ALPHA / 5, sided=2) * planned, ALPHA, sided=2),
         "always valid, tau at N": rules.always_valid(d, v, tau2, ALPHA, sided=2),
         "always valid, tau at N/4": rules.always_valid(d, v, 4 * tau2, ALPHA, sided=2),
@@ -58,7 +64,7 @@ def run(effect_in_mde: float, batch: Batch) -> Rates:
     column = "A/A" if effect_in_mde == 0 else f"{effect_in_mde:g} MDE"
     shares = looks / USERS
     return {
-        (row, column): rules.tally(mask, shares)
+        (row, column): rules.tally(mask, shares[: mask.shape[1]], all_v <= planned if row == REFLECTION else None)
         for row, mask in masks.items()
         if effect_in_mde == 0 or row not in INVALID
     }
@@ -82,6 +88,11 @@ def _impression_variance(t: Sums, c: Sums) -> np.ndarray[tuple[int, ...], np.dty
     return np.asarray(pooled * (1 - pooled) * (1 / t.y + 1 / c.y), np.float64)
 
 
+def exact_last_look(looks: int, sided: Sided) -> float:
+    """The critical z at the horizon after evenly spaced looks."""
+    return final_critical(list(np.arange(1, looks) / looks), ALPHA, sided=sided)
+
+
 def jobs(quick: bool) -> Sequence[Job]:
     aa, power, twice = (1000, 300, 150) if quick else (20_000, 4000, 2000)
     found = batches(partial(run, 0.0), aa, 500, (31, 0))
@@ -93,17 +104,17 @@ def jobs(quick: bool) -> Sequence[Job]:
 
 
 def broken(rates: Rates) -> Sequence[str]:
-    said = above(
-        rates, ALPHA, lambda row, column: column == "A/A" and row.startswith(("always", "reflection", "hybrid"))
-    )
+    said = above(rates, ALPHA, lambda row, column: column == "A/A" and row.startswith(("always", "hybrid")))
+    if rates[REFLECTION, "A/A"].interval()[0] > ALPHA:  # it spends alpha exactly, so half of all runs are above it
+        said.append(f"{REFLECTION}: {rates[REFLECTION, 'A/A'].text()} is above {ALPHA}")
     for column in ("0.5 MDE", "1 MDE", "1.5 MDE", "2 MDE"):
         gap = rates[LAN_DEMETS, column].value - rates[REFLECTION, column].value
-        if gap > 0.02 + _slack(rates[LAN_DEMETS, column], rates[REFLECTION, column]):
+        if gap > 0.02 + slack(rates[LAN_DEMETS, column], rates[REFLECTION, column]):
             said.append(f"{column}: reflection loses {gap:.3f} of power against O'Brien-Fleming, more than .02")
     return said
 
 
-def _slack(*cells: Rate) -> float:
+def slack(*cells: Rate) -> float:
     """Two standard errors of a difference between paired rates, at most."""
     return 2 * float(np.sqrt(sum(cell.value * (1 - cell.value) / cell.runs for cell in cells)))
 
@@ -117,4 +128,7 @@ TABLE = Table(
     jobs,
     broken,
     stops=True,
+    expected=PEEKING,
+    why="The closed form at N users stops short of the planned information when a lift adds variance; the row below "
+    "it goes on to that information and spends at its last look what the earlier ones left.",
 )

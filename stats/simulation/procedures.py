@@ -17,10 +17,14 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def tally(decided: Mask, shares: Array) -> Rate:
-    """The runs that ever decide, and where they stop: shares[k] of the plan at look k, the last one if never."""
+def tally(decided: Mask, shares: Array, over: Mask | None = None) -> Rate:
+    """The runs that ever decide, and where they stop: shares[k] of the plan at look k, the last one if never.
+
+    over: the looks at which a run ends undecided, where that may be before the last column.
+    """
     hit = decided.any(axis=1)
-    stop = np.where(hit, decided.argmax(axis=1), decided.shape[1] - 1)
+    ended = decided if over is None else decided | over
+    stop = np.where(ended.any(axis=1), ended.argmax(axis=1), decided.shape[1] - 1)
     return Rate(int(hit.sum()), hit.size, float(shares[stop].sum()))
 
 
@@ -44,11 +48,17 @@ def obrien_fleming(z: Array, alpha: float, *, sided: Sided, every: int = 1) -> M
     return np.asarray(_directed(z, sided) >= bounds)
 
 
-def reflection(z: Array, variance: Array, horizon_variance: float, alpha: float, *, sided: Sided) -> Mask:
-    """Planned horizon in information time; frozen at the first look that reaches it."""
+def reflection(
+    z: Array, variance: Array, horizon_variance: float, alpha: float, *, sided: Sided, final: float = math.inf
+) -> Mask:
+    """Planned horizon in information time; frozen at the first look that reaches it.
+
+    final: the critical z of that look, where it is not the closed form's (`stats.horizon.final_critical`).
+    """
     t = np.minimum(1.0, horizon_variance / np.maximum(variance, 1e-300)) * (variance > 0)
-    crossed = _directed(z, sided) * np.sqrt(t) >= reflection_critical(alpha, sided=sided)
-    return np.asarray(crossed & ~_after_first(t >= 1))
+    directed = _directed(z, sided)
+    crossed = directed * np.sqrt(t) >= reflection_critical(alpha, sided=sided)
+    return np.asarray((crossed | ((t >= 1) & (directed >= final))) & ~_after_first(t >= 1))
 
 
 def hybrid(d: Array, variance: Array, horizon_variance: float, tau2: float, alpha: float, *, sided: Sided) -> Mask:

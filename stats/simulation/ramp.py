@@ -9,6 +9,7 @@ import numpy as np
 
 from stats.mixture import optimal_x
 from stats.simulation import procedures as rules
+from stats.simulation.figures import RAMP
 from stats.simulation.jobs import Batch, Job, Table, above, batches
 from stats.simulation.paths import Sums, contrast, draw
 from stats.simulation.rates import Rates
@@ -97,4 +98,5 @@ TABLE = Table(
     "arms equal (last column), where pooling is harmless.",
     jobs,
     broken,
+    expected=RAMP,
 )

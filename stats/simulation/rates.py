@@ -54,17 +54,6 @@ def merged(parts: Iterable[Rates]) -> dict[tuple[str, str], Rate]:
     return total
 
 
-def markdown(rates: Rates, corner: str, *, stops: bool = False) -> str:
-    """A Markdown table, rows and columns in the order of their first appearance; an empty cell is `-`."""
-    rows = list(dict.fromkeys(row for row, _ in rates))
-    columns = list(dict.fromkeys(column for _, column in rates))
-    lines = [f"| {corner} | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
-    for row in rows:
-        cells = [rates[row, column].text(stop=stops) if (row, column) in rates else "-" for column in columns]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def _short(share: float) -> str:
     text = f"{min(1.0, max(0.0, share)):.3f}"
     return text[1:] if text.startswith("0") else text
