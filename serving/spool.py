@@ -145,8 +145,8 @@ class Spool:
 
     def _parse(self, line: bytes) -> Record | None:
         try:
-            return from_dict(json.loads(line))
-        except (ValueError, KeyError, TypeError):
+            return from_dict(dict(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
             self.quarantined += 1
             with self.folder.with_name(f"quarantine-{self.folder.name}.jsonl").open("ab") as file:
                 file.write(line.rstrip(b"\n") + b"\n")
