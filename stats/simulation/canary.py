@@ -18,7 +18,7 @@ from stats.simulation.worlds import Clicks, Spend, World, pool
 ALPHA, TREATMENT, CONTROL, LOOKS = 0.05, 2000, 38_000, 200
 METRICS: dict[str, World] = {
     "CTR 5 %": Clicks(),
-    "CTR 0.4 %": Clicks(ctr=0.004),
+    "CTR 0.4 %": Clicks(ctr=0.004, concentration=70.0),
     "lognormal, s = 1": Spend(sd=1.0),
     "lognormal, s = 2": Spend(sd=2.0),
     "lognormal, s = 2, capped q99.9": Spend(sd=2.0, cap=0.999),

@@ -32,7 +32,7 @@ def run(users_a_phase: int, batch: Batch) -> Rates:
         (row, column): rules.tally(rules.always_valid(d, v, tau2, ALPHA, sided=2), shares)
         for column, (d, v) in {
             POOLED: _pooled(ramp),
-            STRATIFIED: _stratified(ramp),
+            STRATIFIED: stratified(ramp),
             EQUAL: _pooled(equal),
         }.items()
     }
@@ -58,7 +58,7 @@ def _pooled(phases: list[tuple[Sums, Sums]]) -> tuple[rules.Array, rules.Array]:
     return np.concatenate([d for d, _ in found], axis=1), np.concatenate([v for _, v in found], axis=1)
 
 
-def _stratified(phases: list[tuple[Sums, Sums]]) -> tuple[rules.Array, rules.Array]:
+def stratified(phases: list[tuple[Sums, Sums]]) -> tuple[rules.Array, rules.Array]:
     """Overlap weights n_T n_C / (n_T + n_C) over phases, as `stats.strata.stratified` has them."""
     found: list[tuple[rules.Array, rules.Array]] = []
     closed: list[tuple[rules.Array, rules.Array, rules.Array]] = []
