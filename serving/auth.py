@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from serving.errors import ConfigurationError
+from serving.private_file import create_once
 from serving.problems import Problem
 from serving.services import services_of
 
@@ -65,10 +65,8 @@ class Tokens:
 def load_tokens(path: Path) -> dict[str, tuple[str, Scope]]:
     """Read {name: {token, scope}}; made at first, readable by its owner only. Raises ConfigurationError."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = {scope.value: {"token": f"cf-{secrets.token_urlsafe(24)}", "scope": scope.value} for scope in Scope}
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(fresh, file, indent=2)
+        create_once(path, json.dumps(fresh, indent=2))
     try:
         stored = json.loads(path.read_text())
         return {name: (str(entry["token"]), Scope(entry["scope"])) for name, entry in stored.items()}

@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.errors import ConfigurationError, UnknownRequestError
+from serving.private_file import create_once
 
+_NAME = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SIGNATURE_BYTES = 15
 _SECRET_BYTES = 32
 
@@ -42,25 +45,27 @@ class RequestSigner:
 
     def verify(self, request_id: str, user_id: str) -> datetime:
         """When the id was issued. Raises UnknownRequestError for any other text, or another user's id."""
-        name, dot, signature = request_id.partition(".")
-        genuine = dot and hmac.compare_digest(signature.encode(), self._signature(name, user_id).encode())
-        if not genuine:
+        name, _, signature = request_id.partition(".")
+        if not _NAME.fullmatch(name) or not hmac.compare_digest(
+            _bytes(signature), _bytes(self._signature(name, user_id))
+        ):
             raise UnknownRequestError("is not the id of a request that was served to this user")
         return datetime.fromtimestamp((uuid.UUID(name).int >> 80) / 1000, UTC)
 
     def _signature(self, name: str, user_id: str) -> str:
-        mac = hmac.new(self._secret, f"{name}\0{user_id}".encode(), hashlib.sha256).digest()
+        mac = hmac.new(self._secret, _bytes(f"{name}\0{user_id}"), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(mac[:_SIGNATURE_BYTES]).decode()
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text, half a surrogate pair included."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def load_secret(path: Path) -> bytes:
     """The service's secret, made at the first start and readable by its owner only."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        fresh.touch(mode=0o600)
-        fresh.write_text(secrets.token_hex(_SECRET_BYTES), encoding="ascii")
-        fresh.replace(path)
+        create_once(path, secrets.token_hex(_SECRET_BYTES))
     try:
         return bytes.fromhex(path.read_text(encoding="ascii").strip())
     except ValueError as error:
