@@ -73,7 +73,7 @@ class Decoder(Generic[M]):
         batch = contexts[0].lengths.shape[0]
         if width & (width - 1) or not 1 <= width <= config.codebook_size:
             raise ModelError(f"beam_width: the engine needs a power of two up to the codebook's size, got {width}")
-        h = weights.bos.expand(batch, -1).contiguous()
+        h = weights.bos.repeat(batch, 1)
         scores = torch.zeros(batch, 1, device=h.device)
         codes = torch.empty(batch, 1, 0, dtype=torch.int64, device=h.device)
         past: list[list[Tensor]] = [[] for _ in self.blocks]

@@ -52,9 +52,9 @@ def capacity(tokens: int, shared: int, routed: int, top_k: int) -> int:
     """Rows that always suffice, whatever is chosen."""
     padded = triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE
     if not routed:
-        return shared * padded
+        return int(shared * padded)
     spread = min(routed, tokens * top_k) * (ROWS_TILE - 1) + tokens * top_k
-    return shared * padded + triton.cdiv(spread, ROWS_TILE) * ROWS_TILE
+    return int(shared * padded + triton.cdiv(spread, ROWS_TILE) * ROWS_TILE)
 
 
 def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:

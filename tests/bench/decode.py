@@ -1,0 +1,153 @@
+"""Decode on one GPU: the engine in FP8 and in BF16 beside PyTorch's own best, each figure from one run.
+
+    python tests/bench/decode.py [--quick] [--out FILE] [--profile] [--sweep] [--only SECTION ...]
+
+Needs PyTorch with CUDA and Triton, nothing else, and no installation of this project. Every arm runs in a process of
+its own under a time limit; one that fails shows its error and the others go on. Ratios compare arms of this run. The
+last line is one JSON object of flat numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKLOADS = {"moe": ("moe-4b", 28), "1b": ("1B", 1), "8b": ("8B", 4)}
+ARMS = ("compiled", "bf16", "fp8", "eager")
+LIMIT_S = {"compiled": 240, "eager": 90, "bf16": 120, "fp8": 120, "kernels": 240, "tests": 180}
+
+
+def child(arguments: list[str], limit_s: float) -> tuple[dict[str, float], str]:
+    """Run a script of this folder; (the object of its last line, empty if it failed; its output or error)."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            env=environment,
+            check=False,
+            cwd=ROOT,
+        )
+    except subprocess.TimeoutExpired as stopped:
+        shown = stopped.stdout.decode() if isinstance(stopped.stdout, bytes) else stopped.stdout or ""
+        return {}, f"{shown}\nstopped after {limit_s:.0f} s"
+    if done.returncode:
+        return {}, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\nexit status {done.returncode}"
+    lines = done.stdout.strip().splitlines()
+    try:
+        return json.loads(lines[-1]), "\n".join(lines[:-1])
+    except (json.JSONDecodeError, IndexError):
+        return {}, done.stdout
+
+
+def hardware() -> dict[str, str]:
+    """What the figures were measured on."""
+    ask = (
+        "import json, torch, triton; gpu = torch.cuda.get_device_properties(0);"
+        "print(json.dumps({'gpu': gpu.name, 'multiprocessors': gpu.multi_processor_count,"
+        "'torch': torch.__version__, 'triton': triton.__version__, 'cuda': torch.version.cuda}))"
+    )
+    found, problem = child(["-c", ask], 120)
+    if not found:
+        raise SystemExit(f"no usable GPU: {problem}")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    return {key: str(value) for key, value in found.items()} | {
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The headline figures, as far as the arms that they compare have run."""
+    out: dict[str, float] = {}
+    for arm in ("fp8", "bf16", "compiled", "eager"):
+        if measured := found.get(f"moe {arm}"):
+            out |= {f"{arm}_queries_per_s": measured["queries_per_s"], f"{arm}_latency_ms": measured["latency_ms"]}
+    if "fp8_latency_ms" in out and "bf16_latency_ms" in out:
+        out["fp8_over_bf16_engine"] = out["bf16_latency_ms"] / out["fp8_latency_ms"]
+    if "fp8_latency_ms" in out and "compiled_latency_ms" in out:
+        out["fp8_over_compiled_bf16"] = out["compiled_latency_ms"] / out["fp8_latency_ms"]
+        out["latency_cut_over_compiled_bf16"] = 1.0 - out["fp8_latency_ms"] / out["compiled_latency_ms"]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the mixture of experts only, fewer rounds")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", action="store_true", help="also list the longest kernels of each arm")
+    parser.add_argument("--sweep", action="store_true", help="also time other tilings of the kernels")
+    parser.add_argument("--only", nargs="+", choices=["tests", "kernels", *WORKLOADS], help="these sections")
+    args = parser.parse_args()
+    sections = args.only or (["kernels", "moe"] if args.quick else ["kernels", *WORKLOADS])
+    began = time.perf_counter()
+    about = hardware()
+    print(json.dumps(about), flush=True)
+    found: dict[str, dict[str, float]] = {}
+    failures: dict[str, str] = {}
+
+    def keep() -> None:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(
+                json.dumps(
+                    {"hardware": about, "headline": ratios(found), "sections": found, "failures": failures}, indent=1
+                )
+            )
+
+    def section(title: str, arguments: list[str], limit_s: float) -> None:
+        start = time.perf_counter()
+        found_now, text = child(arguments, limit_s)
+        print(f"\n## {title} ({time.perf_counter() - start:.0f} s)\n{text}", flush=True)
+        if found_now:
+            found[title] = found_now
+            shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in found_now.items()}
+            print(shown if title != "kernels" else "", flush=True)
+        else:
+            failures[title] = text[-2000:]
+        keep()
+
+    with tempfile.TemporaryDirectory() as beams:
+        for name, (preset, batch) in WORKLOADS.items():
+            if name not in sections:
+                continue
+            for arm in ARMS if name == "moe" else ARMS[:3]:
+                arguments = ["tests/bench/decode_arms.py", "--arm", arm, "--preset", preset, "--batch", str(batch)]
+                arguments += ["--rounds", "10" if args.quick else "30", "--beams", beams]
+                section(f"{name} {arm}", arguments + (["--profile"] if args.profile else []), LIMIT_S[arm])
+    if "tests" in sections:
+        options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "--import-mode=importlib"]
+        files = ["tests/model/test_engine_gpu.py", "tests/quant/test_kernels_gpu.py"]
+        section("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *files], LIMIT_S["tests"])
+    if "kernels" in sections:
+        sweep = ["--sweep"] if args.sweep else []
+        section("kernels", ["tests/bench/decode_kernels.py", *sweep], LIMIT_S["kernels"])
+    print("\n| arm | ms | queries/s | beams in common with compiled |\n|---|---|---|---|")
+    for title, measured in found.items():
+        if "latency_ms" in measured:
+            common = measured.get("overlap_with_compiled")
+            print(
+                f"| {title} | {measured['latency_ms']:.2f} | {measured['queries_per_s']:.0f} "
+                f"| {'' if common is None else f'{common:.3f}'} |"
+            )
+    for title in failures:
+        print(f"| {title} | failed | | |")
+    print(f"\n{time.perf_counter() - began:.0f} s in all")
+    print(json.dumps(ratios(found)))
+
+
+if __name__ == "__main__":
+    main()

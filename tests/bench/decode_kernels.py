@@ -1,0 +1,170 @@
+"""Each kernel of the decode alone, at the shapes of the benchmark: time, rate, and the tilings that could be used.
+
+    python tests/bench/decode_kernels.py [--batch 28] [--sweep]
+
+Ceilings (copy bandwidth, dense products) are measured first, in the same run. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import traceback
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from triton.testing import do_bench
+
+from model.config import PRESETS
+from model.engine.arithmetic import SixteenBit
+from model.engine.cross_attention import Tiles, cross_attention
+from model.engine.grouped import GroupedTiles, grouped_product
+from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.routing import ExpertTiles, route, spread
+from model.engine.select import select_beams
+from model.engine.self_attention import self_attention
+from quant.kernels.eight_bit import EightBit
+
+CONFIG = PRESETS["moe-4b"]
+D, HEADS, INNER = CONFIG.d_model, CONFIG.n_heads, CONFIG.expert_dim
+WIDTH, CONTEXT = 512, 3072
+Case = tuple[str, float, str, Callable[[], object]]
+"""Name, work, its unit (TFLOP or GB), call."""
+
+
+def randn(*shape: int, std: float = 1.0) -> Tensor:
+    """16-bit noise on the device."""
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * std
+
+
+def ceilings() -> Iterator[Case]:
+    """What the hardware gives to the simplest calls."""
+    source = randn(1 << 30)
+    target = torch.empty_like(source)
+    yield "copy", 4 * source.numel() / 1e9, "GB", lambda: target.copy_(source)
+    for rows, wide, out in ((8192, 8192, 8192), (14336, 1408, 4224), (14336, 1408, 1408), (57344, 1408, 2816)):
+        x, w = randn(rows, wide), randn(out, wide, std=wide**-0.5)
+        work = 2 * rows * wide * out / 1e12
+        yield f"bf16 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x=x, w=w: torch.nn.functional.linear(x, w)
+        ones = torch.ones(wide, device="cuda", dtype=torch.bfloat16)
+        x8, w8 = add_norm(x, None, ones, 1e-6, eight=True), EightBit().matrix(w)
+        yield f"fp8 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x8=x8, w8=w8: EightBit().product(x8, w8)
+
+
+def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Rows, Mixed, float]:
+    """Rows of one level sorted by expert, their tiles, the rows unsorted, outputs to mix, how many."""
+    tokens = batch * WIDTH
+    h = randn(tokens, D)
+    logits = randn(tokens, CONFIG.n_experts)
+    way = route(logits, torch.zeros(CONFIG.n_experts, device="cuda"), CONFIG.experts_per_token, 1)
+    ones = torch.ones(D, device="cuda", dtype=torch.bfloat16)
+    x = add_norm(h, None, ones, 1e-6, eight=eight, want_plain=True, want_square=eight, capacity=way.tiles.rows)
+    placed = spread(Rows(x.values, x.scale, x.square), way, 1)
+    return placed, way.tiles, x, Mixed(randn(way.tiles.rows, D), way.position, way.share), tokens * 4.0
+
+
+def experts(batch: int, sweep: bool) -> Iterator[Case]:
+    """Grouped products, up with its gate and down, in both formats."""
+    up, down = randn(54, 2 * INNER, D, std=D**-0.5), randn(54, D, INNER, std=INNER**-0.5)
+    for arithmetic in (SixteenBit(), EightBit()):
+        placed, tiles, _, _, rows = routed(batch, arithmetic.eight)
+        first, second = arithmetic.experts(up, down)
+        inner = grouped_product(placed, first, tiles, gated=True)
+        choices = [GroupedTiles()]
+        if sweep:
+            more = ((256, 8, 4), (128, 8, 4), (128, 4, 4)) + (((128, 8, 5), (128, 4, 3)) if arithmetic.eight else ())
+            choices += [GroupedTiles(columns, 128, warps, stages) for columns, warps, stages in more]
+        for choice in choices:
+            title = f"{choice.columns}/{choice.depth}/w{choice.warps}/s{choice.stages}"
+            yield (
+                f"{arithmetic.name} experts up {title}", rows * 2 * D * 2 * INNER / 1e12, "TFLOP",
+                lambda t=choice, a=placed, m=first, e=tiles: grouped_product(a, m, e, gated=True, tiles=t),
+            )  # fmt: skip
+            yield (
+                f"{arithmetic.name} experts down {title}", rows * 2 * D * INNER / 1e12, "TFLOP",
+                lambda t=choice, a=inner, m=second, e=tiles: grouped_product(a, m, e, tiles=t),
+            )  # fmt: skip
+        if not arithmetic.eight:
+            each = tiles.rows // 54 // 128 * 128
+            ends = torch.arange(each, 54 * each + 1, each, device="cuda", dtype=torch.int32)
+            yield (
+                "bf16 torch._grouped_mm up", 54 * each * 2 * D * 2 * INNER / 1e12, "TFLOP",
+                lambda a=placed.values, e=ends: torch._grouped_mm(a, up.transpose(-2, -1), offs=e),
+            )  # fmt: skip
+
+
+def attention(batch: int, sweep: bool) -> Iterator[Case]:
+    """Attention over the context, beside SDPA."""
+    q = randn(batch * WIDTH, D)
+    key = torch.nn.functional.rms_norm(randn(batch, HEADS, CONTEXT, D // HEADS), (D // HEADS,))
+    lengths = torch.full((batch,), CONTEXT, device="cuda", dtype=torch.int32)
+    work = 4 * batch * WIDTH * CONTEXT * D / 1e12
+    folded = q.view(batch, WIDTH, HEADS, -1).transpose(1, 2)
+    yield "bf16 SDPA", work, "TFLOP", lambda: torch.nn.functional.scaled_dot_product_attention(folded, key, key)
+    tilings = [Tiles()]
+    if sweep:
+        more = ((128, 128, 8, 3), (128, 64, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3))
+        tilings += [Tiles(*choice) for choice in more]
+    for arithmetic in (SixteenBit(), EightBit()):
+        context = arithmetic.context(key, key, lengths)
+        for t in tilings:
+            yield (
+                f"{arithmetic.name} cross attention {t.queries}/{t.keys}/w{t.warps}/s{t.stages}", work, "TFLOP",
+                lambda t=t, c=context: cross_attention(q, c, WIDTH, HEADS, t),
+            )  # fmt: skip
+
+
+def rows(batch: int) -> Iterator[Case]:
+    """What is bound by memory."""
+    tokens = batch * WIDTH
+    h, add, ones = randn(tokens, D), randn(tokens, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
+    first, qkv = randn(batch, 3 * D), randn(tokens, 3 * D)
+    parent = torch.randint(0, WIDTH, (tokens,), device="cuda")
+    one = tokens * D / 1e9
+    for eight in (False, True):
+        name, wide = ("fp8", 1) if eight else ("bf16", 2)
+        yield f"{name} add, norm", one * (6 + wide), "GB", lambda e=eight: add_norm(h, add, ones, 1e-6, eight=e)
+        _, _, x, mixed, _ = routed(batch, eight)
+        yield f"{name} mix, norm", one * (12 + wide), "GB", lambda e=eight, m=mixed: add_norm(h, m, ones, 1e-6, eight=e)
+        way = route(randn(tokens, 53), torch.zeros(53, device="cuda"), 3, 1)
+        plain = Rows(x.values, x.scale, x.square)
+        yield f"{name} spread", one * 4 * wide, "GB", lambda p=plain, w=way: spread(p, w, 1)
+        yield (
+            f"{name} self attention", one * (10 + wide), "GB",
+            lambda e=eight: self_attention(qkv, (first, qkv), (parent,), WIDTH, HEADS, eight=e),
+        )  # fmt: skip
+    logits, bias = randn(tokens, 53), torch.zeros(53, device="cuda")
+    yield "route", tokens * 53 * 2 / 1e9, "GB", lambda: route(logits, bias, 3, 1)
+    scores, out = torch.randn(batch, WIDTH, device="cuda"), randn(tokens, CONFIG.codebook_size)
+    yield "select", out.numel() * 2 / 1e9, "GB", lambda: select_beams(out, scores, WIDTH)
+    head = randn(CONFIG.codebook_size, D)
+    work = 2 * tokens * D * CONFIG.codebook_size / 1e12
+    yield "bf16 head", work, "TFLOP", lambda: torch.nn.functional.linear(h, head)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=28)
+    parser.add_argument("--sweep", action="store_true")
+    args = parser.parse_args()
+    found: dict[str, float] = {}
+    print(f"| kernel, {args.batch} requests | us | rate |\n|---|---|---|")
+    with torch.inference_mode():
+        for group in (ceilings(), rows(args.batch), experts(args.batch, args.sweep), attention(args.batch, args.sweep)):
+            try:
+                for name, work, unit, call in group:
+                    try:
+                        spent_ms = float(do_bench(call, warmup=5, rep=40, return_mode="median"))
+                    except Exception as error:  # one tiling that does not fit must not hide the others
+                        print(f"| {name} | failed | {str(error).splitlines()[0][:100]} |", flush=True)
+                        continue
+                    found[name] = spent_ms * 1e3
+                    print(f"| {name} | {spent_ms * 1e3:.1f} | {work / spent_ms * 1e3:.0f} {unit}/s |", flush=True)
+            except Exception:
+                traceback.print_exc()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The FP8 kernels on a GPU against float64, on fresh inputs with a fixed seed: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+pytest.importorskip("triton")
+
+from model.engine.cross_attention import cross_attention
+from model.engine.grouped import grouped_product
+from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.routing import one_expert, route, spread
+from model.engine.self_attention import self_attention
+from quant.kernels.eight_bit import EightBit
+from quant.primitives import sqnr_db
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+EIGHT = EightBit()
+
+
+def randn(*shape: int, seed: int, std: float = 1.0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return (torch.randn(*shape, device="cuda", generator=generator) * std).bfloat16()
+
+
+def wide(rows: Rows, count: int) -> Tensor:
+    """The stored rows in float64."""
+    assert rows.scale is not None
+    return rows.values[:count].double() * rows.scale[:count, None].double()
+
+
+@pytest.mark.parametrize("d", [256, 1408, 3584])
+def test_norm_rounds_the_sum_to_8_bit(d: int) -> None:
+    h, add, gamma = randn(77, d, seed=1), randn(77, d, seed=2), randn(d, seed=3)
+    expected = functional.rms_norm((h.double() + add.double()).bfloat16().double(), (d,), gamma.double(), 1e-6)
+    x = add_norm(h, add, gamma, 1e-6, eight=True, want_plain=True, want_square=True, capacity=128)
+    assert sqnr_db(expected, wide(x, 77)) > 30.0
+    assert x.plain is not None
+    assert sqnr_db(expected, x.plain) > 45.0
+    assert x.square is not None
+    torch.testing.assert_close(x.square[:77].double(), wide(x, 77).square().sum(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "k", "n"), [(28, 1408, 1408), (512, 1408, 4224), (14336, 1408, 1408)])
+def test_row_wise_product(rows: int, k: int, n: int) -> None:
+    ones = torch.ones(k, device="cuda", dtype=torch.bfloat16)
+    x, weight = add_norm(randn(rows, k, seed=1), None, ones, 1e-6, eight=True), randn(n, k, seed=2, std=k**-0.5)
+    stored = EIGHT.matrix(weight)
+    exact = wide(x, rows) @ (stored.weight.double() * stored.scale.double().t()).t()
+    assert sqnr_db(exact, EIGHT.product(x, stored)) > 40.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "d", "inner"), [(28, 53, 1408, 1408), (700, 7, 512, 384), (5, 3, 256, 128)]
+)
+def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: int) -> None:
+    up = randn(experts + 1, 2 * inner, d, seed=1, std=d**-0.5)
+    down = randn(experts + 1, d, inner, seed=2, std=inner**-0.5)
+    logits = randn(tokens, experts, seed=3).float()
+    way = route(logits, torch.zeros(experts, device="cuda"), 3, 1)
+    gamma = randn(d, seed=5)
+    x = add_norm(randn(tokens, d, seed=4), None, gamma, 1e-6, eight=True, want_square=True, capacity=way.tiles.rows)
+    placed = spread(Rows(x.values, x.scale, x.square), way, 1)
+    first, second = EIGHT.experts(up, down)
+    inner_rows = grouped_product(placed, first, way.tiles, gated=True)
+    mixed = Mixed(grouped_product(inner_rows, second, way.tiles).values, way.position, way.share)
+    got = (mixed.rows[way.position.long()].double() * way.share[..., None].double()).sum(1)
+    exact, source = torch.zeros(tokens, d, dtype=torch.float64, device="cuda"), wide(x, tokens)
+    chosen = torch.cat([torch.zeros_like(way.position[:, :1]), logits.sigmoid().topk(3).indices + 1], dim=1)
+    for expert in range(experts + 1):
+        token, slot = (chosen == expert).nonzero(as_tuple=True)
+        gate, linear = (source[token] @ up[expert].double().t()).chunk(2, dim=1)
+        part = functional.silu(gate) * linear @ down[expert].double().t()
+        exact.index_add_(0, token, part * way.share[token, slot, None].double())
+    assert sqnr_db(exact, got) > 25.0
+
+
+def test_a_dense_feed_forward_is_one_expert() -> None:
+    d, inner, tokens = 512, 2048, 300
+    up, down = randn(1, 2 * inner, d, seed=1, std=d**-0.5), randn(1, d, inner, seed=2, std=inner**-0.5)
+    ones = torch.ones(d, device="cuda", dtype=torch.bfloat16)
+    tiles = one_expert(tokens, torch.device("cuda"))
+    x = add_norm(randn(tokens, d, seed=3), None, ones, 1e-6, eight=True, want_square=True, capacity=tiles.rows)
+    first, second = EIGHT.experts(up, down)
+    got = grouped_product(grouped_product(x, first, tiles, gated=True), second, tiles).values[:tokens]
+    gate, linear = (wide(x, tokens) @ up[0].double().t()).chunk(2, dim=1)
+    assert sqnr_db(functional.silu(gate) * linear @ down[0].double().t(), got) > 25.0
+
+
+@pytest.mark.parametrize(("beams", "length", "own"), [(512, 3072, False), (1, 3072, False), (512, 700, True)])
+def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool) -> None:
+    batch, heads, groups, head_dim = 2, 4, 2, 128
+    key = functional.rms_norm(randn(batch, groups, length, head_dim, seed=1), (head_dim,))
+    value = functional.rms_norm(randn(batch, groups, length, head_dim, seed=2), (head_dim,)) if own else key
+    q = randn(batch * beams, heads * head_dim, seed=3)
+    lengths = torch.tensor([length, length - 45], dtype=torch.int32, device="cuda")
+    mask = (torch.arange(length, device="cuda")[None] < lengths[:, None])[:, None, None]
+    exact = functional.scaled_dot_product_attention(
+        q.double().view(batch, beams, heads, head_dim).transpose(1, 2),
+        key.double().repeat_interleave(heads // groups, 1),
+        value.double().repeat_interleave(heads // groups, 1),
+        attn_mask=mask,
+    )
+    exact = exact.transpose(1, 2).reshape(batch * beams, -1)
+    got = cross_attention(q, EIGHT.context(key, value, lengths), beams, heads)
+    assert sqnr_db(exact, wide(got, batch * beams)) > 20.0
+
+
+def test_self_attention_rounds_what_16_bit_gives() -> None:
+    batch, beams, heads, d = 3, 16, 11, 1408
+    first, second, new = (
+        randn(rows, 3 * d, seed=seed) for seed, rows in enumerate((batch, batch * beams, batch * beams))
+    )
+    parent = torch.randint(0, beams, (batch * beams,), device="cuda")
+    plain = self_attention(new, (first, second), (parent,), beams, heads).values
+    eight = self_attention(new, (first, second), (parent,), beams, heads, eight=True)
+    assert sqnr_db(plain, wide(eight, batch * beams)) > 30.0
