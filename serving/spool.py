@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from experiment.events import Record, from_dict, to_dict
 from serving.errors import SpoolFullError
@@ -32,24 +32,19 @@ class Position:
 
 
 class Spool:
-    """One writer's folder. Raises BlockingIOError when another living process owns it."""
+    """One writer's folder. Raises BlockingIOError when another living process owns it, or has just removed it."""
 
     def __init__(self, folder: Path, max_bytes: int, segment_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._max_bytes, self._segment_bytes = max_bytes, segment_bytes
-        self._lock_file = (folder / "lock").open("a")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file.close()
-            raise
+        self._lock_file = _locked(folder)
         self._guard = threading.Lock()
         self._done = self._read_offset()
         last = max((int(path.stem) for path in self._segments()), default=self._done.segment)
-        self._segment = last + 1  # never append behind a line that a crash may have torn
-        self._file = self._open_segment()
-        self._backlog = sum(path.stat().st_size for path in self._segments()) - self._done.byte
+        self._durable = Position(last + 1, 0)  # never append behind a line that a crash may have torn
+        self._file = self._open_segment(self._durable.segment)
+        self._backlog = self._bytes_after(self._done)
         self.quarantined = 0
 
     @property
@@ -63,25 +58,32 @@ class Spool:
         with self._guard:
             if self._backlog + len(lines) > self._max_bytes:
                 raise SpoolFullError(f"{self._backlog:,} bytes of events wait for the SQL store")
-            self._write_all(lines)
+            self._durable = Position(self._durable.segment, self._write_all(lines))
             self._backlog += len(lines)
-            if os.lseek(self._file, 0, os.SEEK_CUR) >= self._segment_bytes:
-                os.close(self._file)
-                self._segment += 1
-                self._file = self._open_segment()
+            if self._durable.byte >= self._segment_bytes:
+                self._rotate()
 
-    def _write_all(self, lines: bytes) -> None:
-        """All of the lines on the disk, or none of them and SpoolFullError."""
+    def _write_all(self, lines: bytes) -> int:
+        """All of the lines on the disk, or none of them and SpoolFullError; returns where they end."""
         before = os.fstat(self._file).st_size
         try:
             if os.write(self._file, lines) == len(lines):
                 os.fdatasync(self._file)
-                return
+                return before + len(lines)
             reason = "the disk took only a part of a write"
         except OSError as error:
             reason = str(error)
         os.ftruncate(self._file, before)
         raise SpoolFullError(f"events cannot be written to disk: {reason}")
+
+    def _rotate(self) -> None:
+        """Begin the next segment. When the disk has no room for it, this one just grows: its records are durable."""
+        try:
+            fresh = self._open_segment(self._durable.segment + 1)
+        except OSError:
+            return
+        os.close(self._file)
+        self._file, self._durable = fresh, Position(self._durable.segment + 1, 0)
 
     def read(self, limit: int) -> tuple[list[Record], Position]:
         """At most `limit` records after the last `advance`, and the position behind them."""
@@ -111,15 +113,16 @@ class Spool:
             for path in self._segments():
                 if int(path.stem) < position.segment:
                     path.unlink()
-            self._backlog = sum(path.stat().st_size for path in self._segments()) - position.byte
+            self._backlog = self._bytes_after(position)
 
     def close(self, *, remove: bool = False) -> None:
         """Give the folder up; `remove` deletes it, which is only right when it is empty for good."""
         os.close(self._file)
-        if remove:
-            for path in self.folder.iterdir():
+        if remove:  # under another name, where nobody looks for an orphan while it is taken apart
+            hidden = self.folder.rename(self.folder.with_name(f".{self.folder.name}-{os.getpid()}-{id(self)}"))
+            for path in hidden.iterdir():
                 path.unlink()
-            self.folder.rmdir()
+            hidden.rmdir()
         self._lock_file.close()
 
     def __enter__(self) -> Self:
@@ -129,8 +132,8 @@ class Spool:
         self.close()
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """(segment, byte, line) of every complete line; the end of the segment being written is as of now."""
-        done = self._done
+        """(segment, byte, line) of every line that is durable now; what is still being written may be taken back."""
+        done, durable = self._done, self._durable
         for path in self._segments():
             segment = int(path.stem)
             if segment < done.segment:
@@ -138,8 +141,8 @@ class Spool:
             with path.open("rb") as file:
                 start = file.seek(done.byte if segment == done.segment else 0)
                 for line in file:
-                    if not line.endswith(b"\n") and segment == self._segment:
-                        return  # still being written
+                    if (segment, start + len(line)) > (durable.segment, durable.byte):
+                        return
                     yield segment, start, line
                     start += len(line)
 
@@ -155,29 +158,55 @@ class Spool:
     def _segments(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*.jsonl") if path.stem.isdigit())
 
-    def _open_segment(self) -> int:
-        path = self.folder / f"{self._segment:08d}.jsonl"
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def _bytes_after(self, position: Position) -> int:
+        sizes = (path.stat().st_size for path in self._segments() if int(path.stem) >= position.segment)
+        return sum(sizes) - position.byte
+
+    def _open_segment(self, number: int) -> int:
+        """A new file, whose name is on the disk, too."""
+        path = self.folder / f"{number:08d}.jsonl"
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return file
 
     def _read_offset(self) -> Position:
+        """Where to go on; from the start when the file says nothing, for the store knows what it has."""
         try:
-            segment, byte = (self.folder / "offset").read_text(encoding="ascii").split()
-        except FileNotFoundError:
+            segment, byte = map(int, (self.folder / "offset").read_text(encoding="ascii").split())
+        except (FileNotFoundError, ValueError):
             return Position(0, 0)
-        return Position(int(segment), int(byte))
+        return Position(segment, byte)
 
 
 def orphans(root: Path) -> list[Path]:
     """Folders of writers that no longer live; adopt them by opening a Spool on them."""
-    return [path for path in sorted(root.glob("*")) if path.is_dir() and not _is_locked(path / "lock")]
+    folders = (path for path in sorted(root.glob("*")) if path.is_dir() and not path.name.startswith("."))
+    return [path for path in folders if not _is_locked(path)]
 
 
-def _is_locked(path: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     try:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locked(folder).close()
     except BlockingIOError:
         return True
-    except FileNotFoundError:
-        return True
     return False
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed. Raises BlockingIOError: another holds it, or the folder is gone."""
+    try:
+        file = (folder / "lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), (folder / "lock").stat()):
+                raise BlockingIOError(f"{folder} is another one by now")
+        except OSError:
+            file.close()
+            raise
+    except FileNotFoundError as error:
+        raise BlockingIOError(f"{folder} is gone") from error
+    return file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -169,3 +172,89 @@ def test_the_file_holds_plain_json_lines(tmp_path: Path) -> None:
         spool.append([event(3)])
         (line,) = next(spool.folder.glob("*.jsonl")).read_text().splitlines()
         assert json.loads(line)["event_id"] == "e3"
+
+
+def test_lines_that_a_failing_disk_takes_back_were_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_spool(tmp_path / "w") as spool:
+        spool.append([event(0)])
+        assert drained(spool) == ["e0"]
+
+        def fail(_file: int) -> None:
+            monkeypatch.undo()
+            assert drained(spool) == [], "visible in the file, but not durable yet"
+            raise OSError(errno.EIO, "broken disk")
+
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(SpoolFullError, match="broken disk"):
+            spool.append([event(1)])
+        spool.append([event(2)])
+        assert drained(spool) == ["e2"]
+
+
+def test_a_disk_without_room_for_a_new_segment_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with open_spool(tmp_path / "w", segment_bytes=500) as spool:
+        monkeypatch.setattr(os, "open", full)
+        for number in range(10):
+            spool.append([event(number)])
+        monkeypatch.undo()
+        assert len(list(spool.folder.glob("*.jsonl"))) == 1
+        spool.append([event(10)])
+        assert len(list(spool.folder.glob("*.jsonl"))) == 2
+        assert drained(spool) == [f"e{number}" for number in range(11)]
+
+
+def test_an_unreadable_offset_reads_everything_again(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "w") as spool:
+        spool.append([event(0), event(1)])
+        spool.advance(spool.read(1)[1])
+    (tmp_path / "w" / "offset").write_text("?")
+    with open_spool(tmp_path / "w") as spool:
+        assert drained(spool) == ["e0", "e1"]
+
+
+def test_segments_that_a_crash_left_behind_the_offset_are_no_backlog(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "w", segment_bytes=100) as spool:
+        spool.append([event(0)])
+        first = min(spool.folder.glob("*.jsonl"))
+        content = first.read_bytes()
+        assert drained(spool) == ["e0"]
+        spool.append([event(1)])
+        assert drained(spool) == ["e1"]
+    first.write_bytes(content)
+    with open_spool(tmp_path / "w") as spool:
+        assert spool.backlog_bytes == 0
+        assert drained(spool) == []
+
+
+def test_who_waited_for_a_folder_that_was_removed_does_not_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, lock = open_spool(tmp_path / "w"), fcntl.flock
+
+    def lock_too_late(file: IO[str], how: int) -> None:
+        owner.close(remove=True)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    with pytest.raises(BlockingIOError, match="is gone"):
+        open_spool(tmp_path / "w")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_being_removed_is_nobodys_orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, unlink, seen = open_spool(tmp_path / "w"), Path.unlink, []
+
+    def look(path: Path) -> None:
+        seen.append(orphans(tmp_path))
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    spool.close(remove=True)
+    assert seen
+    assert not any(seen)
+    assert list(tmp_path.iterdir()) == []
