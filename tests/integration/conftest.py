@@ -80,11 +80,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         settings = Settings(home=home, port=free_port(), database_url=postgres.url)
         with Cluster(settings, variants) as cluster:
             yield Service(cluster, postgres, home)
-    left = [process for process in psutil.Process().children(recursive=True) if process not in before]
+    left = [_command(process) for process in psutil.Process().children(recursive=True) if process not in before]
+    # Python's own tracker of shared memory, which a test with a process pool starts, lives as long as pytest itself.
+    left = [command for command in left if "multiprocessing.resource_tracker" not in " ".join(command)]
     assert not left, left
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Callable[..., None]:
     """Wait until something holds; the last failure is the test's failure."""
 
