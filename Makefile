@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/.run ## from nothing to a decided FP8 rollout (about 8 minutes, installation included)
+demo: $(VENV)/.run ## from nothing to a decided FP8 rollout (about 6 minutes, installation included)
 	@$(BIN)/crossfade demo $(ARGS)
 
 demo-rollback: $(VENV)/.run ## the same with a really damaged variant: must end rolled back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -16,6 +17,8 @@ _STAMPING = timedelta(milliseconds=50)
 """A record is stamped at most this long before it is queued."""
 
 _MAX_GROUP = 2000
+
+_log = logging.getLogger(__name__)
 
 Waiting = tuple[Sequence[Record], "asyncio.Future[None]"]
 
@@ -49,8 +52,8 @@ class Inbox:
         if not records:
             return
         done = asyncio.get_running_loop().create_future()
-        if self._oldest is None:
-            self._oldest = records[0].received_at
+        oldest = min(record.received_at for record in records)
+        self._oldest = oldest if self._oldest is None else min(self._oldest, oldest)
         self._queue.append((records, done))
         self._wake.set()
         await done
@@ -74,13 +77,15 @@ class Inbox:
                 self._writing = group
                 await self._write(group)
                 self._writing = ()
-                self._oldest = self._queue[0][0][0].received_at if self._queue else None
+                self._oldest = min((record.received_at for waits, _ in self._queue for record in waits), default=None)
 
     async def _write(self, group: Sequence[Waiting]) -> None:
         records = [record for waiting, _ in group for record in waiting]
         try:
             await asyncio.to_thread(self._spool.append, records)
-        except SpoolFullError as error:
+        except Exception as error:
+            if not isinstance(error, SpoolFullError):
+                _log.exception("the spool failed in an unforeseen way; its callers are told to try again")
             for _, done in group:
                 if not done.done():
                     done.set_exception(SpoolFullError(str(error)))
