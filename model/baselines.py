@@ -1,4 +1,4 @@
-"""What every model has to beat: popularity and item-to-item nearest neighbours, on the same split."""
+"""What every model has to beat: popularity, item-to-item neighbours and a linear autoencoder, on the same split."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.data import IntArray
+from model.errors import ModelError
 from model.split import Split
 
 
@@ -43,9 +44,7 @@ def item_knn(split: Split, neighbours: int = 20) -> LinearRanker:
     Popularity breaks ties far below any similarity.
     """
     n_items = split.n_items
-    users = np.repeat(np.arange(len(split.train)), [history.shape[0] for history in split.train])
-    seen = np.zeros((len(split.train), n_items), dtype=np.float32)
-    seen[users, np.concatenate(split.train)] = 1.0
+    seen = _user_item(split)
     together = seen.T @ seen
     counts = np.diag(together).copy()
     cosine = together / np.sqrt(np.outer(counts, counts)).clip(min=1e-9)
@@ -53,8 +52,38 @@ def item_knn(split: Split, neighbours: int = 20) -> LinearRanker:
     keep = min(neighbours, n_items - 1)
     threshold = np.partition(cosine, n_items - keep, axis=1)[:, n_items - keep]
     cosine[cosine < threshold[:, None]] = 0.0
-    prior = (counts * (1e-6 / max(1.0, float(counts.max())))).astype(np.float32)
-    return LinearRanker(np.ascontiguousarray(cosine.T), prior)
+    return LinearRanker(np.ascontiguousarray(cosine.T), _tie_breaker(counts))
+
+
+def ease(split: Split, ridge: float = 100.0) -> LinearRanker:
+    """EASE: the item-to-item weights of least squared error, ridge-regularised, none from an item to itself.
+
+    Closed form: with P = (X'X + ridge·I)^-1 of the user-item matrix X, B[h, item] = -P[h, item] / P[item, item] and
+    B[item, item] = 0 (Steck, WWW 2019, arXiv 1905.03375, equation 8). Cost: one inverse of [items, items] in float64.
+    Popularity breaks ties far below any weight. Raises ModelError unless ridge is positive.
+    """
+    if not ridge > 0.0:
+        raise ModelError(f"ridge: must be positive, got {ridge}")
+    seen = _user_item(split).astype(np.float64)
+    gram = seen.T @ seen
+    counts = np.diag(gram).astype(np.float32)
+    inverse = np.linalg.inv(gram + ridge * np.eye(split.n_items))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0.0)
+    return LinearRanker(weights.astype(np.float32), _tie_breaker(counts))
+
+
+def _user_item(split: Split) -> npt.NDArray[np.float32]:
+    """[users, items]: 1 where the user has the item among the training ones."""
+    users = np.repeat(np.arange(len(split.train)), [history.shape[0] for history in split.train])
+    seen = np.zeros((len(split.train), split.n_items), dtype=np.float32)
+    seen[users, np.concatenate(split.train)] = 1.0
+    return seen
+
+
+def _tie_breaker(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    prior: npt.NDArray[np.float32] = (counts * (1e-6 / max(1.0, float(counts.max())))).astype(np.float32)
+    return prior
 
 
 def _counts(split: Split) -> IntArray:

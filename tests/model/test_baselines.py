@@ -3,9 +3,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
-from model.baselines import item_knn, popularity
+from model.baselines import ease, item_knn, popularity
 from model.data import Row, from_rows
+from model.errors import ModelError
 from model.evaluate import evaluate
 from model.split import Split, leave_one_out
 
@@ -59,7 +61,7 @@ def test_item_knn_with_few_neighbours_keeps_only_the_nearest() -> None:
 def test_baselines_answer_an_empty_history_and_a_nearly_complete_one() -> None:
     split = _split()
     everything = np.arange(split.n_items - 1)
-    for baseline in (popularity(split), item_knn(split)):
+    for baseline in (popularity(split), item_knn(split), ease(split)):
         ranked = baseline([np.array([], dtype=np.int64), everything], 3)
         assert (ranked[0] >= 0).all()
         assert ranked[1].tolist() == [split.n_items - 1, -1, -1]
@@ -67,3 +69,27 @@ def test_baselines_answer_an_empty_history_and_a_nearly_complete_one() -> None:
 
 def test_item_knn_beats_chance_on_planted_neighbours(toy_split: Split) -> None:
     assert evaluate(item_knn(toy_split), toy_split, k=5).hit_rate > 0.4
+
+
+@pytest.mark.parametrize("ridge", [0.5, 20.0])
+def test_ease_columns_are_ridge_regressions_of_each_item_on_all_others(ridge: float) -> None:
+    split = _split()
+    seen = np.zeros((len(split.train), split.n_items))
+    for user, history in enumerate(split.train):
+        seen[user, history] = 1.0
+    weights = ease(split, ridge).weights
+    assert weights is not None
+    for item in range(split.n_items):
+        others = [other for other in range(split.n_items) if other != item]
+        # least squares on rows stacked below by sqrt(ridge)·I is ridge regression
+        stacked = np.vstack([seen[:, others], np.sqrt(ridge) * np.eye(len(others))])
+        target = np.concatenate([seen[:, item], np.zeros(len(others))])
+        expected = np.linalg.lstsq(stacked, target, rcond=None)[0]
+        np.testing.assert_allclose(weights[others, item], expected, atol=1e-6)
+        assert weights[item, item] == 0.0
+
+
+def test_ease_beats_chance_on_planted_neighbours_and_needs_a_ridge(toy_split: Split) -> None:
+    assert evaluate(ease(toy_split, 10.0), toy_split, k=5).hit_rate > 0.4
+    with pytest.raises(ModelError, match="ridge"):
+        ease(toy_split, 0.0)
