@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,7 +27,10 @@ class VariantClient(Protocol):
     """One call to one variant."""
 
     async def recommend(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
-        """The k best items. Raises VariantError with a `kind` of timeout, overloaded, unreachable or failed."""
+        """The k best items. Raises VariantError with a `kind` of timeout, overloaded, unreachable, failed or refused.
+
+        refused: the variant is well, this question is not for it (an item that it does not know).
+        """
 
 
 class HttpVariantClient:
@@ -40,9 +44,12 @@ class HttpVariantClient:
         """See `VariantClient.recommend`."""
         answer = await self._post(variant, {"history": list(history), "k": k}, timeout_s)
         try:
-            return [Item(str(item), float(score)) for item, score in answer["items"]]
+            items = [Item(str(item), float(score)) for item, score in answer["items"]]
         except (KeyError, TypeError, ValueError) as error:
             raise VariantError(variant, "failed", f"not an answer: {error}") from error
+        if not all(math.isfinite(item.score) for item in items):
+            raise VariantError(variant, "failed", "a score is not finite")
+        return items
 
     async def _post(self, variant: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         if self._session is None:
@@ -53,13 +60,17 @@ class HttpVariantClient:
             async with self._session.post(url, json=body, timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
                 if response.status in {429, 503}:
                     raise VariantError(variant, "overloaded", f"HTTP {response.status}")
+                if response.status == 400:
+                    raise VariantError(variant, "refused", f"HTTP {response.status}")
                 if response.status != 200:
                     raise VariantError(variant, "failed", f"HTTP {response.status}")
                 answer: dict[str, Any] = await response.json()
                 return answer
         except TimeoutError as error:
             raise VariantError(variant, "timeout", f"no answer in {timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ContentTypeError, ValueError) as error:
+            raise VariantError(variant, "failed", f"not an answer: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:
             raise VariantError(variant, "unreachable", str(error) or type(error).__name__) from error
 
     async def close(self) -> None:

@@ -37,12 +37,16 @@ class Enrolments:
         return len(self._owed)
 
     async def keep(self, experiment: str, run: int, user_id: str, arm: str, epoch: int) -> Kept:
-        """The user's arm: Redis's word if it has one, `arm` otherwise. A dead Redis costs a short timeout a second."""
+        """The user's arm: Redis's word if it has one, otherwise what it is still owed, otherwise `arm`.
+
+        A dead Redis costs a short timeout a second.
+        """
         key = (experiment, run, user_id)
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)
             return Kept(known, stale=False)
+        arm, epoch = self._owed.get(key, (arm, epoch))
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._down_until_s:
             try:
@@ -50,6 +54,7 @@ class Enrolments:
             except StoreUnavailableError:
                 self._down_until_s = now_s + self._retry_s
             else:
+                self._owed.pop(key, None)
                 self._remember(key, enrolment.arm)
                 if self._owed and (self._repaying is None or self._repaying.done()):
                     self._repaying = asyncio.create_task(self._repay(), name="repay-enrolments")

@@ -67,7 +67,7 @@ class Splitter:
         try:
             items, variant, fallback = await self._ask(chosen, history, k, started_s)
         except VariantError as error:
-            await self._record(table, chosen, request_id, user_id, chosen.variant, error.kind, True, started_s)
+            await self._record(table, chosen, request_id, user_id, chosen.variant, None, True, started_s)
             raise NoAnswerError(f"no variant answered: {error}") from error
         latency_ms = await self._record(table, chosen, request_id, user_id, variant, fallback, False, started_s)
         return Answer(
@@ -111,8 +111,11 @@ class Splitter:
             raise VariantError(variant, "breaker_open", "it failed several times in a row")
         try:
             items = await self._client.recommend(variant, history, k, timeout_s)
-        except VariantError:
-            breaker.failed(time.monotonic())
+        except VariantError as error:
+            if error.kind == "refused":  # one user's question must not cut the variant off from all others
+                breaker.succeeded()
+            else:
+                breaker.failed(time.monotonic())
             raise
         breaker.succeeded()
         return items

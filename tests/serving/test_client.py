@@ -1,0 +1,167 @@
+"""Calling a variant over HTTP: every way in which it may fail has its word, and no broken answer passes for a slate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from serving.client import INTERNAL_HEADER, HttpVariantClient, Item
+from serving.errors import VariantError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Fake:
+    """A variant over real HTTP; `handler` says what it answers."""
+
+    def __init__(self) -> None:
+        self.handler: Handler = self._echo
+        self.bodies: list[Any] = []
+        self.keys: list[str | None] = []
+        self.peers: set[Any] = set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        self.keys.append(request.headers.get(INTERNAL_HEADER))
+        assert request.transport is not None
+        self.peers.add(request.transport.get_extra_info("peername"))
+        return await self.handler(request)
+
+    async def _echo(self, _request: web.Request) -> web.Response:
+        return web.json_response({"items": [["a", -0.5], ["b", -1]]})
+
+
+def answering(status: int, text: str = "{}", content_type: str = "application/json") -> Handler:
+    async def handler(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, content_type=content_type)
+
+    return handler
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture
+async def client(fake: Fake) -> AsyncIterator[HttpVariantClient]:
+    app = web.Application()
+    app.router.add_post("/variants/{name}", fake.handle)
+    async with TestServer(app) as server:
+        made = HttpVariantClient(str(server.make_url("/")), "the key")
+        yield made
+        await made.close()
+
+
+async def failure(client: HttpVariantClient, timeout_s: float = 5.0) -> VariantError:
+    with pytest.raises(VariantError) as caught:
+        await client.recommend("fp8", ["x"], 2, timeout_s)
+    assert caught.value.variant == "fp8"
+    return caught.value
+
+
+async def test_a_slate_comes_back_in_its_order(client: HttpVariantClient, fake: Fake) -> None:
+    assert await client.recommend("fp8", ("x", "y"), 2, 5.0) == [Item("a", -0.5), Item("b", -1.0)]
+    assert fake.bodies == [{"history": ["x", "y"], "k": 2}]
+    assert fake.keys == ["the key"]
+
+
+async def test_calls_share_kept_alive_connections(client: HttpVariantClient, fake: Fake) -> None:
+    for _ in range(5):
+        await client.recommend("fp8", [], 2, 5.0)
+    assert len(fake.peers) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "refused"), (403, "failed"), (404, "failed"), (429, "overloaded"), (500, "failed"), (503, "overloaded")],
+)
+async def test_a_status_other_than_200_is_a_failure_with_its_kind(
+    client: HttpVariantClient, fake: Fake, status: int, kind: str
+) -> None:
+    fake.handler = answering(status)
+    error = await failure(client)
+    assert error.kind == kind
+    assert str(status) in str(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        [],
+        None,
+        "items",
+        {"items": None},
+        {"items": 3},
+        {"items": ["abc"]},
+        {"items": [["a"]]},
+        {"items": [["a", 1, 2]]},
+        {"items": [["a", None]]},
+        {"items": [["a", "much"]]},
+        {"items": [["a", float("nan")]]},
+        {"items": [["a", 0.5], ["b", float("inf")]]},
+    ],
+    ids=json.dumps,
+)
+async def test_an_answer_that_is_no_slate_is_a_failure(client: HttpVariantClient, fake: Fake, answer: object) -> None:
+    fake.handler = answering(200, json.dumps(answer))
+    assert (await failure(client)).kind == "failed"
+
+
+@pytest.mark.parametrize(("text", "content_type"), [("{", "application/json"), ("<html>", "text/html")])
+async def test_an_answer_that_is_no_json_is_a_failure(
+    client: HttpVariantClient, fake: Fake, text: str, content_type: str
+) -> None:
+    fake.handler = answering(200, text, content_type)
+    assert (await failure(client)).kind == "failed"
+
+
+async def test_a_variant_that_hangs_is_given_up_after_the_callers_patience(
+    client: HttpVariantClient, fake: Fake
+) -> None:
+    async def hang(_request: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    fake.handler = hang
+    error = await failure(client, timeout_s=0.05)
+    assert error.kind == "timeout"
+    assert "0.05 s" in str(error)
+
+
+async def test_a_variant_that_hangs_up_is_unreachable(client: HttpVariantClient, fake: Fake) -> None:
+    async def hang_up(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    fake.handler = hang_up
+    assert (await failure(client)).kind == "unreachable"
+
+
+async def test_a_variant_that_is_not_there_is_unreachable(free_port: int) -> None:
+    nowhere = HttpVariantClient(f"http://127.0.0.1:{free_port}", "key")
+    try:
+        assert (await failure(nowhere)).kind == "unreachable"
+    finally:
+        await nowhere.close()
+
+
+async def test_after_a_failure_the_next_call_is_answered(client: HttpVariantClient, fake: Fake) -> None:
+    well, fake.handler = fake.handler, answering(500)
+    await failure(client)
+    fake.handler = well
+    assert len(await client.recommend("fp8", [], 2, 5.0)) == 2
+
+
+async def test_closing_twice_and_before_any_call_is_harmless() -> None:
+    client = HttpVariantClient("http://127.0.0.1:1", "key")
+    await client.close()
+    await client.close()
