@@ -57,3 +57,23 @@ def test_config_moe_preset_keeps_its_first_two_blocks_dense() -> None:
     config = PRESETS["moe-4b"]
     assert [config.is_moe_layer(layer) for layer in range(4)] == [False, False, True, True]
     assert not any(PRESETS["1B"].is_moe_layer(layer) for layer in range(18))
+
+
+# arXiv 2508.20900v4, table 5: d_model, n_layers, n_heads, embed_dim
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("0.1B", (640, 12, 10, 32)),
+        ("0.2B", (896, 12, 14, 45)),
+        ("0.5B", (1408, 14, 11, 70)),
+        ("1B", (1792, 18, 14, 90)),
+        ("2B", (2304, 22, 18, 115)),
+        ("4B", (2944, 26, 23, 147)),
+        ("8B", (3584, 34, 28, 179)),
+        ("moe-4b", (1408, 14, 11, 70)),
+    ],
+)
+def test_config_presets_are_the_papers_sizes(name: str, sizes: tuple[int, ...]) -> None:
+    config = PRESETS[name]
+    assert (config.d_model, config.n_layers, config.n_heads, config.sid_embed_dim) == sizes
+    assert (config.kv_sets, config.kv_split, config.kv_groups) == (1, 1, config.n_heads)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import PRESETS, OneRecConfig
+from model.counting import count_parameters, forward_flops, training_flops
+from model.onerec import OneRecV2
+
+LABELS = {"0.1B": 0.1, "0.2B": 0.2, "0.5B": 0.5, "1B": 1.0, "2B": 2.0, "4B": 4.0, "8B": 8.0, "moe-4b": 4.0}
+WITHIN_3_PCT = ("0.5B", "4B", "8B", "moe-4b")
+"""The rest cannot be: with the paper's own widths and depths 18·d²·L is 88, 173, 1040 and 2102 million."""
+
+TOY_EXPERTS = {
+    "n_experts": 6,
+    "n_shared_experts": 2,
+    "experts_per_token": 2,
+    "expert_dim": 8,
+    "dense_layers": 1,
+}
+
+
+def _loop_count(config: OneRecConfig) -> dict[str, int]:
+    """One by one, matrix after matrix, from the equations; knows nothing of the modules."""
+    dh = config.d_model // config.n_heads
+    width = 0
+    for _ in range(config.kv_sets):
+        for _ in range(config.kv_split):
+            for _ in range(config.kv_groups):
+                width += dh
+    context = width + config.context_len * width  # profile token, recency
+    for _ in range(config.levels):
+        context += config.codebook_size * config.sid_embed_dim
+    inner = config.levels * config.sid_embed_dim
+    if config.encoder_dim:
+        context += inner * config.encoder_dim + config.encoder_dim
+        inner = config.encoder_dim
+    context += inner * width
+    for _ in range(config.kv_sets * config.kv_split):
+        context += dh  # norm of one key or value set
+    blocks = active = 0
+    for layer in range(config.n_layers):
+        shared = 0
+        for _ in range(6):  # cross attention: q, o; self attention: q, k, v, o
+            shared += config.d_model * config.d_model
+        shared += 3 * config.d_model  # three norms
+        routed = 0
+        if config.n_experts and layer >= config.dense_layers:
+            shared += config.n_experts * config.d_model  # router
+            for _ in range(config.n_shared_experts):
+                shared += 3 * config.d_model * config.expert_dim
+            for _ in range(config.n_experts):
+                routed += 3 * config.d_model * config.expert_dim
+            active += config.experts_per_token * 3 * config.d_model * config.expert_dim
+        else:
+            shared += 3 * config.d_model * config.ffn_dim
+        blocks += shared + routed
+        active += shared
+    embeddings = config.d_model
+    for _ in range(config.levels - 1):
+        embeddings += config.codebook_size * config.d_model
+    heads = 0
+    for _ in range(config.levels):
+        heads += config.d_model + config.codebook_size * config.d_model
+    return {
+        "context": context,
+        "embeddings": embeddings,
+        "blocks": blocks,
+        "heads": heads,
+        "active_blocks": active,
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_of_every_preset_equal_a_count_by_loops(name: str) -> None:
+    count = count_parameters(PRESETS[name])
+    assert dataclasses.asdict(count) == _loop_count(PRESETS[name])
+    assert count.total == count.context + count.embeddings + count.blocks + count.heads
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kv_sets": 3, "kv_split": 1}, {"kv_groups": 4}, {"encoder_dim": 0}, {"levels": 4}, TOY_EXPERTS],
+)
+def test_parameters_of_every_feature_equal_a_count_by_loops(change: dict[str, int], toy_config: OneRecConfig) -> None:
+    config = dataclasses.replace(toy_config, **change)
+    assert dataclasses.asdict(count_parameters(config)) == _loop_count(config)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_blocks_of_every_preset_round_to_the_label_as_printed(name: str) -> None:
+    billions = count_parameters(PRESETS[name]).blocks / 1e9
+    assert round(billions, 1 if LABELS[name] < 1 else 0) == LABELS[name]
+
+
+@pytest.mark.parametrize("name", WITHIN_3_PCT)
+def test_blocks_are_within_three_per_cent_of_the_label(name: str) -> None:
+    assert count_parameters(PRESETS[name]).blocks == pytest.approx(LABELS[name] * 1e9, rel=0.03)
+
+
+def test_experts_preset_activates_half_a_billion_as_its_label_says() -> None:
+    assert count_parameters(PRESETS["moe-4b"]).active_blocks == pytest.approx(0.5e9, rel=0.03)
+
+
+# arXiv 2508.20900v4, table 2: context of about 512 tokens
+@pytest.mark.parametrize(("name", "paper_gflop"), [("0.1B", 1.98), ("0.5B", 9.55), ("1B", 18.89)])
+def test_training_flops_are_within_five_per_cent_of_the_papers_table(name: str, paper_gflop: float) -> None:
+    assert training_flops(PRESETS[name], 512) / 1e9 == pytest.approx(paper_gflop, rel=0.05)
+
+
+# arXiv 2508.20900v4, tables 3 and 4, GFLOP of the 1B model against its default of 18.89
+@pytest.mark.parametrize(
+    ("change", "paper_gflop"),
+    [
+        ({"kv_split": 2}, 19.19),
+        ({"kv_sets": 3}, 19.49),
+        ({"kv_sets": 9}, 21.27),
+        ({"kv_sets": 18}, 23.95),
+        ({"kv_groups": 7}, 18.74),
+        ({"kv_groups": 2}, 18.64),
+        ({"kv_groups": 1}, 18.62),
+    ],
+)
+def test_training_flops_of_the_context_agree_with_the_papers_ablations(
+    change: dict[str, int], paper_gflop: float
+) -> None:
+    plain, changed = PRESETS["1B"], dataclasses.replace(PRESETS["1B"], **change)
+    added = (training_flops(changed, 512) - training_flops(plain, 512)) / 1e9
+    assert added == pytest.approx(paper_gflop - 18.89, abs=0.02)
+
+
+def test_training_flops_share_the_context_among_the_impressions_of_a_page() -> None:
+    config = PRESETS["1B"]
+    decoder = training_flops(config, 0)
+    assert training_flops(config, 512, impressions=1) - decoder == pytest.approx(
+        5 * (training_flops(config, 512) - decoder)
+    )
+
+
+def _measured_forward(config: OneRecConfig, history: int) -> int:
+    """What torch's own counter sees on the meta device, where attention is spelt out as matrix products."""
+    with torch.device("meta"):
+        model = OneRecV2(config).eval()
+        codes, valid = torch.zeros(1, history, 3, dtype=torch.int64), torch.ones(1, history, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(model.context(codes, valid), codes[:, 0])
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["tiny", "0.1B", "1B"])
+@pytest.mark.parametrize("history", [1, 20])
+def test_forward_flops_equal_torchs_own_counter(name: str, history: int) -> None:
+    assert forward_flops(PRESETS[name], history) == _measured_forward(PRESETS[name], history)
+
+
+@torch.no_grad()
+def test_forward_flops_of_experts_equal_torchs_own_counter(toy_config: OneRecConfig) -> None:
+    config = dataclasses.replace(toy_config, **TOY_EXPERTS)
+    torch.manual_seed(0)
+    model = OneRecV2(config).eval()
+    codes, valid = torch.zeros(1, 4, 3, dtype=torch.int64), torch.ones(1, 4, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        model(model.context(codes, valid), codes[:, 0])
+    attended = 2 * 2 * config.n_layers * 3 * (5 + 3) * config.d_model  # a fused kernel on the CPU: not seen by torch
+    assert forward_flops(config, 4) == counter.get_total_flops() + attended
