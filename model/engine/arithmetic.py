@@ -65,7 +65,7 @@ class SixteenBit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockMatrices(Generic[M]):
-    """One block, ready to run; see `BlockWeights`."""
+    """One block, ready to run; see `BlockWeights`. The router has rows of zeros behind those of the experts."""
 
     norm_cross: Tensor
     norm_self: Tensor

@@ -37,12 +37,16 @@ class ContextRows:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How the kernel cuts its work: queries and keys of a tile, warps, pipeline depth."""
+    """How the kernel cuts its work: queries and keys of a tile, warps, pipeline depth.
 
-    queries: int = 128
+    64 queries leave room for two programs on a multiprocessor: one computes powers while the other multiplies
+    (H100, 512 beams, 3072 keys: 385 us in E4M3 and 404 in 16 bit, against 588 and 605 with 128 queries and 8 warps).
+    """
+
+    queries: int = 64
     keys: int = 128
-    warps: int = 8
-    stages: int = 2
+    warps: int = 4
+    stages: int = 3
 
 
 def cross_attention(q: Tensor, context: ContextRows, beams: int, heads: int, tiles: Tiles | None = None) -> Rows:
@@ -50,7 +54,7 @@ def cross_attention(q: Tensor, context: ContextRows, beams: int, heads: int, til
     rows, d = q.shape
     batch, groups, length, head_dim = context.key.shape
     if tiles is None:
-        tiles = Tiles() if beams >= 128 else Tiles(queries=max(16, triton.next_power_of_2(beams)), warps=4)
+        tiles = Tiles(queries=min(64, max(16, triton.next_power_of_2(beams))))
     eight = context.key_scale is not None
     split = eight or context.value.data_ptr() != context.key.data_ptr()
     key = TensorDescriptor.from_tensor(context.key.view(-1, head_dim), [tiles.keys, head_dim])
@@ -93,13 +97,14 @@ def _step(
 ):  # fmt: skip
     """One tile of keys: online softmax in powers of two."""
     k = key.load([key_row + n, 0])
-    s = tl.dot(q, k.T) * factor
+    s = tl.dot(q, k.T)
     if MASKED:
         s = tl.where((n + tl.arange(0, BK) < length)[None, :], s, float("-inf"))
-    higher = tl.maximum(top, tl.max(s, 1))
+    higher = tl.maximum(top, tl.max(s, 1) * factor)
     alpha = tl.exp2(top - higher)
-    # in E4M3 weights go up to 256, so that it keeps the small ones, too
-    p = tl.exp2(s - (higher - 8.0)[:, None]) if EIGHT else tl.exp2(s - higher[:, None])
+    # in E4M3 weights go up to 256, so that it keeps the small ones, too; one multiply-add an element
+    floor = higher - 8.0 if EIGHT else higher
+    p = tl.exp2(s * factor[:, None] - floor[:, None])
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
     if EIGHT:
@@ -126,12 +131,12 @@ def _cross_attention(
     row = request.to(tl.int64) * beams + beam
     at = row[:, None] * d + head * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     q = tl.load(queries + at, inside[:, None], 0.0)
-    factor = tl.full([BQ, 1], sharpness, tl.float32)
+    factor = tl.full([BQ], sharpness, tl.float32)
     if EIGHT:
         wide = q.to(tl.float32)
         q_scale = tl.maximum(tl.max(tl.abs(wide), 1) / 448.0, 7.888609052210118e-31)
         q = (wide / q_scale[:, None]).to(tl.float8e4nv)
-        factor = (q_scale * (sharpness * tl.load(key_scale + group)))[:, None]
+        factor = q_scale * (sharpness * tl.load(key_scale + group))
     top = tl.full([BQ], float("-inf"), tl.float32)
     total = tl.zeros([BQ], tl.float32)
     acc = tl.zeros([BQ, HEAD_DIM], tl.float32)

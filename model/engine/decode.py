@@ -63,7 +63,7 @@ class Decoder(Generic[M]):
             up=up,
             down=down,
             shared=block.shared,
-            router=block.router,
+            router=None if block.router is None else _eights(block.router),
             router_bias=block.router_bias,
         )
 
@@ -121,7 +121,7 @@ class Decoder(Generic[M]):
 
     def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor) -> Tensor | Mixed:
         config, tokens = self.config, h.shape[0]
-        routed, top_k = (0, 0) if block.router is None else (block.router.shape[0], config.experts_per_token)
+        routed, top_k = (0, 0) if block.router_bias is None else (len(block.router_bias), config.experts_per_token)
         x = add_norm(
             h,
             pending,
@@ -140,3 +140,8 @@ class Decoder(Generic[M]):
         placed = spread(Rows(x.values, x.scale, x.square), way, block.shared)
         inner = grouped_product(placed, block.up, way.tiles, gated=True)
         return Mixed(grouped_product(inner, block.down, way.tiles).values, way.position, way.share)
+
+
+def _eights(weight: Tensor) -> Tensor:
+    """weight [N, K] with rows of zeros up to a multiple of eight: tensor cores load rows of 16 bytes, or crawl."""
+    return functional.pad(weight, (0, 0, 0, -weight.shape[0] % 8))

@@ -58,11 +58,13 @@ def capacity(tokens: int, shared: int, routed: int, top_k: int) -> int:
 
 
 def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:
-    """logits [T, E] and bias [E] float32 -> the k experts of largest sigmoid + bias, shares by sigmoid alone.
+    """logits [T, E'] and bias [E] float32 -> the k experts of largest sigmoid + bias, shares by sigmoid alone.
 
-    Of equal ones the lowest expert is chosen. Rows of an expert keep the tokens' order.
+    E' >= E: logits behind the E-th are of nobody and are not read. Of equal ones the lowest expert is chosen. Rows
+    of an expert keep the tokens' order.
     """
-    tokens, experts = logits.shape
+    tokens, stride = logits.shape
+    experts = bias.shape[0]
     room = capacity(tokens, shared, experts, top_k)
     device, programs = logits.device, triton.cdiv(tokens, _TOKENS)
     position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=device)
@@ -73,7 +75,7 @@ def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:
     used = torch.empty(1, dtype=torch.int32, device=device)
     padded = triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE
     sizes = {"TOP_K": top_k, "SHARED": shared, "WIDTH": width, "TOKENS": _TOKENS, "num_warps": 8}
-    _choose[(programs,)](logits, bias, position, share, counts, tokens, experts, **sizes)
+    _choose[(programs,)](logits, bias, position, share, counts, tokens, experts, stride, **sizes)
     _starts[(1,)](
         counts, tiles, used, programs, tiles.shape[0], padded,
         SHARED=shared, WIDTH=width, PROGRAMS=triton.next_power_of_2(programs),
@@ -112,7 +114,7 @@ def spread(rows: Rows, route: Route, shared: int) -> Rows:
 
 @triton.jit
 def _choose(
-    logits, bias, position, share, counts, tokens, experts,
+    logits, bias, position, share, counts, tokens, experts, stride,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Chosen experts into `position` for now, their shares, and how many tokens of this program chose each."""
@@ -120,7 +122,7 @@ def _choose(
     expert = tl.arange(0, WIDTH)
     here = token < tokens
     inside = here[:, None] & (expert < experts)[None, :]
-    x = tl.load(logits + token[:, None] * experts + expert[None, :], inside, 0.0).to(tl.float32)
+    x = tl.load(logits + token[:, None] * stride + expert[None, :], inside, 0.0).to(tl.float32)
     affinity = 1.0 / (1.0 + tl.exp(-x))
     start = affinity + tl.load(bias + expert, expert < experts, 0.0)[None, :]
     start = tl.where((expert < experts)[None, :], start, float("-inf"))

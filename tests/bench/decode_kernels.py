@@ -1,6 +1,6 @@
 """Each kernel of the decode alone, at the shapes of the benchmark: time, rate, and the tilings that could be used.
 
-    python tests/bench/decode_kernels.py [--batch 28] [--sweep]
+    python tests/bench/decode_kernels.py [--batch 28] [--sweep] [--only GROUP ...]
 
 Ceilings (copy bandwidth, dense products) are measured first, in the same run. The last line is one JSON object.
 """
@@ -29,6 +29,7 @@ from quant.kernels.eight_bit import EightBit
 CONFIG = PRESETS["moe-4b"]
 D, HEADS, INNER = CONFIG.d_model, CONFIG.n_heads, CONFIG.expert_dim
 WIDTH, CONTEXT = 512, 3072
+GROUPS = ("ceilings", "rows", "experts", "attention")
 Case = tuple[str, float, str, Callable[[], object]]
 """Name, work, its unit (TFLOP or GB), call."""
 
@@ -104,7 +105,11 @@ def attention(batch: int, sweep: bool) -> Iterator[Case]:
     yield "bf16 SDPA", work, "TFLOP", lambda: torch.nn.functional.scaled_dot_product_attention(folded, key, key)
     tilings = [Tiles()]
     if sweep:
-        more = ((128, 128, 8, 3), (128, 64, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3))
+        more = (
+            (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 4, 2),
+            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 128, 4, 2), (64, 128, 4, 3), (64, 256, 4, 2),
+            (128, 256, 8, 2), (256, 64, 8, 3),
+        )  # fmt: skip
         tilings += [Tiles(*choice) for choice in more]
     for arithmetic in (SixteenBit(), EightBit()):
         context = arithmetic.context(key, key, lengths)
@@ -147,13 +152,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=28)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--only", choices=GROUPS, nargs="*", default=GROUPS)
     args = parser.parse_args()
     found: dict[str, float] = {}
     print(f"| kernel, {args.batch} requests | us | rate |\n|---|---|---|")
     with torch.inference_mode():
-        for group in (ceilings(), rows(args.batch), experts(args.batch, args.sweep), attention(args.batch, args.sweep)):
+        groups = {
+            "ceilings": ceilings(),
+            "rows": rows(args.batch),
+            "experts": experts(args.batch, args.sweep),
+            "attention": attention(args.batch, args.sweep),
+        }
+        for wanted in args.only:
             try:
-                for name, work, unit, call in group:
+                for name, work, unit, call in groups[wanted]:
                     try:
                         spent_ms = float(do_bench(call, warmup=5, rep=40, return_mode="median"))
                     except Exception as error:  # one tiling that does not fit must not hide the others
