@@ -136,12 +136,12 @@ def _services(settings: Settings, spool: Spool, client: HttpVariantClient) -> Se
     )
 
     async def publish() -> None:
-        newest = await asyncio.to_thread(derive)
-        table.offer(newest)
         try:
+            newest = await asyncio.to_thread(derive)
+            table.offer(newest)
             await assignments.publish(newest)
         except StoreUnavailableError as error:
-            _log.warning("the controller will publish table %d: %s", newest.version, error)
+            _log.warning("the controller will publish the routing table: %s", error)
 
     return Services(
         settings=settings,

@@ -69,9 +69,16 @@ def load_tokens(path: Path) -> dict[str, tuple[str, Scope]]:
         create_once(path, json.dumps(fresh, indent=2))
     try:
         stored = json.loads(path.read_text())
-        return {name: (str(entry["token"]), Scope(entry["scope"])) for name, entry in stored.items()}
+        return {name: (_secret(entry["token"]), Scope(entry["scope"])) for name, entry in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{path}: expected {{name: {{token, scope}}}}: {error}") from error
+
+
+def _secret(token: object) -> str:
+    """The token itself; raises ValueError for what nobody can keep secret."""
+    if not isinstance(token, str) or not token.strip():
+        raise ValueError("a token is a text that is not blank")
+    return token.strip()
 
 
 def require(scope: str) -> Callable[[Request], Principal]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from fastapi import Response
 
-from experiment.errors import ExperimentError
+from experiment.errors import ExperimentError, StoreUnavailableError
 from serving.problems import Problem
 
 if TYPE_CHECKING:
     from serving.services import Services
+
+_log = logging.getLogger(__name__)
 
 MAX_KEY = 200
 
@@ -33,17 +36,18 @@ class Turns:
         return self._locks.setdefault(key, asyncio.Lock())
 
 
-async def once(services: Services, key: str | None, request: bytes, act: Act) -> Response:
+async def once(services: Services, who: str, key: str | None, request: bytes, act: Act) -> Response:
     """The answer of `act`, or the one that it gave before under this key. Without a key, `act` just acts.
 
-    request: what was asked, so that one key for two different requests is refused (422, idempotency_mismatch). Only
-    successes are kept: an error may be tried again.
+    who: each principal's keys are their own. request: what was asked, so that one key for two different requests is
+    refused (422, idempotency_mismatch). Only successes are kept: an error may be tried again.
     """
     if key is None:
         return _answer(*await act())
-    if not 0 < len(key) <= MAX_KEY:
+    if not 0 < len(key.strip()) <= MAX_KEY:
         reason = f"must have 1 to {MAX_KEY} characters"
         raise Problem(422, "invalid_request", f"Idempotency-Key {reason}", [("Idempotency-Key", reason)])
+    key = f"{who}\n{key.strip()}"  # no header can hold a line break
     digest = hashlib.sha256(request).hexdigest()
     async with services.turns.of(key):
         if known := await _recalled(services, key, digest):
@@ -55,7 +59,10 @@ async def once(services: Services, key: str | None, request: bytes, act: Act) ->
                 return known
             raise
         kept = {"body": body, "headers": headers}
-        await asyncio.to_thread(services.experiments.remember, key, digest, kept, services.clock())
+        try:
+            await asyncio.to_thread(services.experiments.remember, key, digest, kept, services.clock())
+        except StoreUnavailableError as error:  # what was done is done, and who asked must hear of it
+            _log.warning("an answer is not kept for its Idempotency-Key: %s", error)
         return _answer(body, headers)
 
 

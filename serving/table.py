@@ -67,4 +67,7 @@ class TableHolder:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:  # a gateway that no longer hears of rollbacks would be worse
+                _log.exception("keeping routing table %d", self.current.version)

@@ -47,7 +47,7 @@ class EventWriter:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the last attempt to reach the SQL store succeeded."""
+        """Whether the last attempt to bring events into the SQL store succeeded."""
         return self._failures == 0
 
     def start(self) -> None:
@@ -60,8 +60,10 @@ class EventWriter:
         try:
             drain(self._spool, self._event_log, self._settings.flush_rows)
             self._event_log.retire(self.name)
-        except StoreUnavailableError as error:
-            _log.warning("%d bytes of events stay in %s: %s", self._spool.backlog_bytes, self._spool.folder, error)
+        except Exception as error:  # a writer that ends must not keep the rest of the service from ending
+            unforeseen = None if isinstance(error, StoreUnavailableError) else error
+            left = self._spool.backlog_bytes
+            _log.warning("%d bytes of events stay in %s: %s", left, self._spool.folder, error, exc_info=unforeseen)
 
     def _run(self) -> None:
         since_heartbeat = since_adoption = _ADOPT_S
@@ -79,10 +81,11 @@ class EventWriter:
                     since_adoption = 0.0
                 self._failures = 0
                 self._stop.wait(_IDLE_S)
-            except StoreUnavailableError as error:
+            except Exception as error:  # whatever it is, events that nobody stores any more would be worse
                 pause = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
                 self._failures += 1
-                _log.warning("%s; trying again in %.1f s", error, pause)
+                unforeseen = None if isinstance(error, StoreUnavailableError) else error
+                _log.warning("%s; trying again in %.1f s", error, pause, exc_info=unforeseen)
                 self._stop.wait(pause)
 
 
@@ -107,7 +110,10 @@ def adopt_orphans(settings: Settings, log: EventLog) -> int:
     """Store what dead writers left on this machine and remove their folders; returns the number of records."""
     moved = 0
     for folder in orphans(settings.spool_dir):
-        moved += _adopt(folder, settings, log)
+        try:
+            moved += _adopt(folder, settings, log)
+        except OSError:
+            _log.exception("%s cannot be adopted; its events stay there", folder)
     return moved
 
 

@@ -20,6 +20,9 @@ from serving.services import Services, services_of
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
+_MAX_DIGITS = 9
+"""Of a version: more than any experiment changes, and what every database can compare."""
+
 Shared = Annotated[Services, Depends(services_of)]
 Operator = Annotated[Principal, Depends(require("operate"))]
 
@@ -70,8 +73,7 @@ async def act(
         return _said(row)
 
     asked = json.dumps([key, action, body.model_dump(), expected]).encode()
-    scoped = None if idempotency_key is None else f"{principal.name}:{idempotency_key}"
-    return await once(services, scoped, asked, carry_out)
+    return await once(services, principal.name, idempotency_key, asked, carry_out)
 
 
 def _said(row: ExperimentRow) -> tuple[str, dict[str, str]]:
@@ -82,6 +84,6 @@ def _version(if_match: str | None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"')
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise InvalidRequestError("If-Match", f'expected the version as an ETag, such as "3", got {if_match!r}')
     return int(text)
