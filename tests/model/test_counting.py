@@ -23,6 +23,22 @@ TOY_EXPERTS = {
 }
 
 
+def _loop_count_block(config: OneRecConfig, layer: int) -> tuple[int, int, int]:
+    """(what every token uses, all routed experts, the routed experts that one token uses)."""
+    shared = 3 * config.d_model  # three norms
+    for _ in range(6):  # cross attention: q, o; self attention: q, k, v, o
+        shared += config.d_model * config.d_model
+    if not config.n_experts or layer < config.dense_layers:
+        return shared + 3 * config.d_model * config.ffn_dim, 0, 0
+    shared += config.n_experts * config.d_model  # router
+    for _ in range(config.n_shared_experts):
+        shared += 3 * config.d_model * config.expert_dim
+    routed = 0
+    for _ in range(config.n_experts):
+        routed += 3 * config.d_model * config.expert_dim
+    return shared, routed, config.experts_per_token * 3 * config.d_model * config.expert_dim
+
+
 def _loop_count(config: OneRecConfig) -> dict[str, int]:
     """One by one, matrix after matrix, from the equations; knows nothing of the modules."""
     dh = config.d_model // config.n_heads
@@ -43,22 +59,9 @@ def _loop_count(config: OneRecConfig) -> dict[str, int]:
         context += dh  # norm of one key or value set
     blocks = active = 0
     for layer in range(config.n_layers):
-        shared = 0
-        for _ in range(6):  # cross attention: q, o; self attention: q, k, v, o
-            shared += config.d_model * config.d_model
-        shared += 3 * config.d_model  # three norms
-        routed = 0
-        if config.n_experts and layer >= config.dense_layers:
-            shared += config.n_experts * config.d_model  # router
-            for _ in range(config.n_shared_experts):
-                shared += 3 * config.d_model * config.expert_dim
-            for _ in range(config.n_experts):
-                routed += 3 * config.d_model * config.expert_dim
-            active += config.experts_per_token * 3 * config.d_model * config.expert_dim
-        else:
-            shared += 3 * config.d_model * config.ffn_dim
+        shared, routed, chosen = _loop_count_block(config, layer)
         blocks += shared + routed
-        active += shared
+        active += shared + chosen
     embeddings = config.d_model
     for _ in range(config.levels - 1):
         embeddings += config.codebook_size * config.d_model

@@ -1,0 +1,224 @@
+"""The training loop: shares, accumulates, balances, saves, and stops early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.balance import ExpertBalancer
+from model.context import ContextKV
+from model.distributed import Worker
+from model.errors import ModelError
+from model.onerec import OneRecV2
+from model.train_options import Progress, TrainOptions
+from model.train_samples import Samples
+from model.training_state import (
+    Position,
+    TrainingState,
+    fingerprint_of,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+)
+
+Validation = tuple[Samples, Tensor]
+"""Samples, and which of them are the validation targets."""
+
+
+class NextItemLoss(nn.Module):
+    """The objective as one module, so that DistributedDataParallel can wrap it."""
+
+    def __init__(self, model: OneRecV2, codes: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("codes", codes, persistent=False)
+
+    def forward(self, items: Tensor, valid: Tensor, target: Tensor) -> Tensor:
+        """items, valid [B, N], target [B] -> the batch's mean loss."""
+        codes = self.get_buffer("codes")
+        return self.model.loss(self._context(codes, items, valid), codes[target])
+
+    def _context(self, codes: Tensor, items: Tensor, valid: Tensor) -> ContextKV:
+        """The whole catalogue is encoded once instead of each item where that is less work."""
+        context = self.model.context
+        if codes.shape[0] < items.numel():
+            return context.assemble(nn.functional.embedding(items, context.encode_items(codes)), valid)
+        computed: ContextKV = context(codes[items], valid)
+        return computed
+
+
+class TrainLoop:
+    """All epochs of one training, from the start or from a saved state."""
+
+    def __init__(
+        self,
+        model: OneRecV2,
+        codes: Tensor,
+        samples: Samples,
+        validation: Validation,
+        options: TrainOptions,
+        *,
+        seed: int,
+        worker: Worker,
+        report: Callable[[Progress], None],
+        state_path: Path | None,
+    ) -> None:
+        self._model, self._samples, self._validation, self._options = model, samples, validation, options
+        self._worker, self._report, self._state_path = worker, report, state_path
+        self._order = torch.Generator().manual_seed(seed)
+        self._per_epoch = math.ceil(len(samples) / options.batch_size)
+        self._optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.learning_rate, fused=True)
+        self._plain = NextItemLoss(model, codes)
+        # every rank starts from the same seed and moves its own biases alike: nothing but gradients is sent
+        self._objective: nn.Module = (
+            self._plain if worker.size == 1 else DistributedDataParallel(self._plain, broadcast_buffers=False)
+        )
+        self._balancer = ExpertBalancer(model, options.bias_rate, worker)
+        self._best: dict[str, Tensor] = {}
+        self.position = Position(smooth=math.log(model.config.codebook_size))
+        settings = {
+            "model": model.config.to_dict(),
+            "options": asdict(options),
+            "seed": seed,
+            "workers": worker.size,
+        }
+        data = {"codes": codes, "items": samples.items, "start": samples.start, "targets": validation[1]}
+        self._fingerprint = fingerprint_of(settings, data) if state_path is not None else ""
+        if worker.rank:
+            torch.manual_seed(seed + 7919 * worker.rank)  # dropout differs between workers
+
+    @property
+    def _steps(self) -> int:
+        return self._options.epochs * self._per_epoch
+
+    def run(self) -> Position:
+        """Train to the end; the model is then in evaluation mode, with its best epoch's weights if one was kept."""
+        if self._state_path is not None and self._state_path.exists():
+            self._restore(load_state(self._state_path, self._fingerprint))
+        try:
+            while self.position.epoch < self._options.epochs and not self.position.stopped:
+                self._epoch()
+        finally:
+            self._balancer.close()
+        if self._best:
+            self._model.load_state_dict(self._best)
+        self._model.eval()
+        return self.position
+
+    def _epoch(self) -> None:
+        at, options = self.position, self._options
+        drawn_from = self._order.get_state()
+        order = torch.randperm(len(self._samples), generator=self._order)
+        self._model.train()
+        for index in range(at.index, self._per_epoch):
+            batch = order[index * options.batch_size : (index + 1) * options.batch_size]
+            self._note(self._step(batch, at.epoch * self._per_epoch + index), batch.shape[0])
+            if options.save_every and len(at.step_losses) % options.save_every == 0 and at.index < self._per_epoch:
+                self._save(drawn_from)
+        at.losses.append(at.total / len(self._samples))
+        at.epoch, at.index, at.total = at.epoch + 1, 0, 0.0
+        if options.patience:
+            self._judge(self._validation_loss())
+        self._save(self._order.get_state())
+
+    def _note(self, loss: float, count: int) -> None:
+        at = self.position
+        at.index += 1
+        at.total += loss * count
+        at.smooth += 0.02 * (loss - at.smooth)
+        at.step_losses.append(loss)
+        if self._worker.is_first:
+            self._report(Progress(len(at.step_losses), self._steps, at.smooth))
+
+    def _step(self, batch: Tensor, step: int) -> float:
+        """One optimizer step on the whole batch [B]; returns its mean loss. Raises ModelError if that is not finite."""
+        share = self._worker.share(batch)
+        # a share may be empty in the last batch of an epoch: then one sample goes through with weight 0, since all
+        # workers must meet in the backward pass
+        parts = [part for part in share.tensor_split(self._options.accumulate) if len(part)] or [batch[:1]]
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), dtype=torch.float64)
+        for number, part in enumerate(parts):
+            with self._unsynchronised() if number + 1 < len(parts) else nullcontext():
+                loss = self._loss(self._objective, self._samples, part)
+                weight = len(part) / len(batch) if len(share) else 0.0
+                torch.autograd.backward(loss * (weight * self._worker.size))  # the workers' gradients are averaged
+            total += loss.item() * weight
+        mean = float(self._worker.sum(total))
+        if not math.isfinite(mean):
+            raise ModelError(f"learning_rate: the loss is {mean} at step {step}, training has diverged")
+        if not len(share):
+            self._balancer.forget()
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._options.clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._options.rate_at(step, self._steps)
+        self._optimizer.step()
+        self._balancer.step()
+        return mean
+
+    def _unsynchronised(self) -> AbstractContextManager[None]:
+        if isinstance(self._objective, DistributedDataParallel):
+            manager: AbstractContextManager[None] = self._objective.no_sync()
+            return manager
+        return nullcontext()
+
+    def _loss(self, objective: nn.Module, samples: Samples, part: Tensor) -> Tensor:
+        items, valid = samples.windows(part, self._model.config.context_len)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._options.precision == "bfloat16"):
+            loss: Tensor = objective(items, valid, samples.items[part])
+        return loss
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean loss of the validation items, shared out over the workers."""
+        samples, targets = self._validation
+        self._model.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        for part in torch.split(self._worker.share(targets), self._options.batch_size):
+            total += self._loss(self._plain, samples, part).item() * len(part)
+        return float(self._worker.sum(total)) / len(targets)
+
+    def _judge(self, loss: float) -> None:
+        """Keep the best epoch's weights; stop after `patience` epochs that were no better."""
+        at = self.position
+        at.validation_losses.append(loss)
+        if at.best is None or loss < at.best:
+            at.best, at.worse = loss, 0
+            self._best = {name: value.clone() for name, value in self._model.state_dict().items()}
+        else:
+            at.worse += 1
+            at.stopped = at.worse >= self._options.patience
+
+    def _save(self, order_rng: Tensor) -> None:
+        if self._state_path is None:
+            return
+        rng = self._worker.gather(torch.get_rng_state())
+        if self._worker.is_first:
+            tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+            tensors |= {f"best.{name}": value for name, value in self._best.items()}
+            tensors |= optimizer_tensors(self._model, self._optimizer)
+            tensors |= {"order_rng": order_rng, "rng": rng}
+            save_state(self._state_path, TrainingState(self.position, tensors), self._fingerprint)
+        self._worker.wait()
+
+    def _restore(self, state: TrainingState) -> None:
+        self.position = state.position
+        self._model.load_state_dict(state.part("model"))
+        self._best = state.part("best")
+        restore_optimizer(self._model, self._optimizer, state)
+        self._order.set_state(state.tensors["order_rng"])
+        torch.set_rng_state(state.tensors["rng"][self._worker.rank])
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,60 @@
+"""How to train, and what training says on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from model.errors import ModelError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How long and how fast; the defaults are those of the tiny preset on MovieLens-100K.
+
+    Raises ModelError naming the field for a value that cannot be.
+    """
+
+    epochs: int = 6
+    batch_size: int = 512  # of one optimizer step, over all workers and all accumulated parts
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05  # on matrices and embeddings, not on norms and biases
+    warmup_share: float = 0.05  # of all steps, linear; then a cosine down to zero
+    clip_norm: float = 1.0
+    threads: int = 1  # the tiny preset's operations are too small to share: two threads are slower than one
+    accumulate: int = 1  # parts that a worker's share of a batch is computed in, to save memory
+    patience: int = 0  # epochs without a lower validation loss before training stops; 0: never, and none is computed
+    bias_rate: float = 1e-3  # how far the experts' selection biases move in a step; DeepSeek-V3's own
+    precision: str = "float32"  # of products and activations; weights and optimizer stay float32
+    save_every: int = 0  # steps between two saved training states; 0: only after each epoch
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise ModelError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        for name in ("patience", "save_every", "bias_rate", "weight_decay", "warmup_share"):
+            if not getattr(self, name) >= 0:
+                raise ModelError(f"{name}: must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0.0:
+                raise ModelError(f"{name}: must be positive, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"precision: must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`: linear up to the peak, then a cosine down to zero."""
+        warm = max(1, round(self.warmup_share * steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report to the caller: steps done of all, and the smoothed loss (nats per token)."""
+
+    step: int
+    steps: int
+    loss: float
