@@ -26,6 +26,15 @@ lint: $(VENV)/.dev ## format, lint, types, import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+simulate: $(VENV)/.dev ## the statistics' tables by simulation, with intervals (about 10 minutes on two cores)
+	@$(BIN)/python -m stats.simulation --out tests/bench/results/simulate.md
+	@$(BIN)/python -m pytest -m simulation $(ARGS)
+
+bench: $(VENV)/.dev ## every benchmark that needs no GPU, into tests/bench/results
+	@$(BIN)/python tests/bench/quant_cpu.py
+	@$(BIN)/python tests/bench/report.py
+	@$(BIN)/python tests/bench/real_data.py
+
 clean: ## remove the virtual environment and the service's own files
 	rm -rf $(VENV) .crossfade
 

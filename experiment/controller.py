@@ -6,7 +6,7 @@ publishes it (`table_of` derives it from the rows, so there is nothing to lose).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -29,13 +29,7 @@ def look(repository: ExperimentRepository, key: str, now: datetime, code_version
     seen = repository.read_look(key, now)
     evidence, verdict, reasons = judge(seen, now)
     before = seen.row
-    after = replace(
-        step(before, verdict, reasons, now),
-        latches=latches(evidence),
-        srm_log_e=evidence.srm_log_e,
-        looks=before.looks + 1,
-        watermark=_latest(before.watermark, seen.watermark),
-    )
+    after = after_look(seen, evidence, verdict, reasons, now)
     decision = _decision(
         before, after, verdict, reasons, now, "gate", code_version, evidence.to_dict() | {"row": _situation(before)}
     )
@@ -48,6 +42,19 @@ def judge(seen: LookInput, now: datetime) -> tuple[Evidence, Verdict, tuple[Reas
     evidence = weigh(seen)
     verdict, reasons = gate.decide(seen.row.spec, seen.row, evidence, now)
     return evidence, verdict, reasons
+
+
+def after_look(
+    seen: LookInput, evidence: Evidence, verdict: Verdict, reasons: Sequence[Reason], now: datetime
+) -> ExperimentRow:
+    """The row as the next look finds it."""
+    return replace(
+        step(seen.row, verdict, reasons, now),
+        latches=latches(evidence),
+        srm_log_e=evidence.srm_log_e,
+        looks=seen.row.looks + 1,
+        watermark=_latest(seen.row.watermark, seen.watermark),
+    )
 
 
 def record_failure(

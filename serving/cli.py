@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serving.commands import experiment, recommender, service
+from serving.commands.selftest import selftest
 
 app = typer.Typer(
     name="crossfade",
@@ -22,7 +23,7 @@ SERVICE, MODEL, RUN = "Service", "Model", "Experiments"
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     SERVICE: (service.up, service.demo, service.simulate, service.variants),
     MODEL: (recommender.data, recommender.train, recommender.evaluate, recommender.recommend, recommender.quantize),
-    RUN: (experiment.status, experiment.report, experiment.decisions, experiment.replay),
+    RUN: (experiment.status, experiment.report, experiment.decisions, experiment.replay, selftest),
 }
 
 for panel, commands in COMMANDS.items():

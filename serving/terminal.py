@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from experiment.explain import seconds
 from serving.pipeline import Prepared
+
+if TYPE_CHECKING:
+    from experiment.selftest import Outcome
+    from experiment.spec import ExperimentSpec
+    from stats.simulation.rates import Rate
 
 STYLES = {
     "promoted": "bold green",
@@ -22,10 +29,10 @@ STYLES = {
 }
 
 
-def console() -> Console:
-    """At least 100 columns wide where nobody watches."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=max(found.width, 120))
+def console(*, stderr: bool = False) -> Console:
+    """At least 120 columns wide where nobody watches."""
+    found = Console(highlight=False, stderr=stderr)
+    return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=max(found.width, 120))
 
 
 def progress_bar(out: Console) -> Progress:
@@ -87,6 +94,27 @@ def verdict(found: Mapping[str, Any]) -> RenderableType:
     lines.append(Text(f"sample ratio: {srm['state']} (always-valid p = {srm['p_value']:.3g})"))
     lines += [Text(f"  - [{reason['code']}] {reason['text']}") for reason in found["reasons"]]
     return Group(*lines)
+
+
+def selftest(spec: ExperimentSpec, users_per_day: float, outcomes: Sequence[Outcome]) -> RenderableType:
+    """How often each truth ended how, with Wilson's 95 % intervals, and the same in a sentence."""
+    table = _table(f"{spec.key}, {users_per_day:,.0f} new users a day: what the gate does with each truth")
+    _columns(table, "truth", "promoted", "rolled back", "undecided", "after")
+    for found in outcomes:
+        after = "–" if math.isnan(found.days) else seconds(found.days * 86_400)
+        table.add_row(
+            found.scenario.name, *(_share(rate) for rate in (found.promoted, found.rolled_back, found.undecided)), after
+        )
+    harmless, edges = outcomes[0], [o for o in outcomes if o.scenario.name.endswith("by its margin")]
+    said = f"An equal variant is promoted in {percent(harmless.promoted.value, False)} of the runs"
+    said += "" if math.isnan(harmless.days) else f", after {seconds(harmless.days * 86_400)} on average"
+    said += f", and rolled back in {percent(harmless.rolled_back.value, False)} (allowed: "
+    said += f"{percent(spec.alpha.rollback, False)})."
+    if edges:
+        worst = max(edges, key=lambda o: o.promoted.value)
+        said += f" One that is worse by a whole margin is promoted in {percent(worst.promoted.value, False)} at most"
+        said += f" (allowed: {percent(spec.alpha.promote, False)})."
+    return Group(table, Text(said))
 
 
 def step_line(decision: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
@@ -152,6 +180,11 @@ def _columns(table: Table, first: str, *others: str) -> None:
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="left" if name in {"because", "arm", "role"} else "right", overflow="fold")
+
+
+def _share(rate: Rate) -> str:
+    low, high = rate.interval()
+    return f"{100 * rate.value:.1f} % ({100 * low:.1f} … {100 * high:.1f})"
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.commands.options import DEFAULT_HOME, DEFAULT_URL, Home, Token, Url, plain_errors, token_of
+from serving.commands.options import DEFAULT_HOME, DEFAULT_URL, Home, Token, Url, plain_errors, text_of, token_of
 
 if TYPE_CHECKING:
     from serving.api_client import ApiClient
@@ -35,7 +35,7 @@ def create(
     """Create an experiment from its specification. Nothing is routed before its start."""
     with plain_errors(), _api(home, url, token, "operate") as api:
         kind = "application/json" if spec.suffix == ".json" else "application/yaml"
-        found = api.create_experiment(_text(spec), kind)
+        found = api.create_experiment(text_of(spec), kind)
         if start:
             found = api.action(found["key"], "start", f"created from {spec.name} and started")
         typer.echo(f"{found['key']}: {found['state']}, version {found['version']}")
@@ -56,7 +56,7 @@ def check(spec: Annotated[Path, typer.Argument(help="the specification")]) -> No
     with plain_errors():
         from experiment.spec import load_spec
 
-        found = load_spec(_text(spec))
+        found = load_spec(text_of(spec))
         typer.echo(f"{found.key}: fine, digest {found.digest[:12]}")
 
 
@@ -165,15 +165,6 @@ def _api(home: Path, url: str, token: str | None, scope: str) -> ApiClient:
     from serving.api_client import ApiClient
 
     return ApiClient(url, token_of(home, token, scope))
-
-
-def _text(path: Path) -> str:
-    from serving.errors import ConfigurationError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
 
 
 def _tell(found: dict[str, Any], as_json: bool) -> None:

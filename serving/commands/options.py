@@ -63,3 +63,13 @@ def token_of(home: Path, token: str | None, scope: str) -> str:
         if found.value == scope:
             return secret
     raise ConfigurationError(f"--token: {path} holds no token with the scope {scope!r}")
+
+
+def text_of(path: Path) -> str:
+    """A file's text. Raises ConfigurationError."""
+    from serving.errors import ConfigurationError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
