@@ -109,7 +109,10 @@ class SASRec(nn.Module):
         return out
 
     def loss(self, items: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        """Mean over the positions with a target. items, targets, negatives [B, T], -1 where there is none."""
+        """Mean over the positions with a target. items, targets, negatives [B, T], -1 where there is none.
+
+        negatives are read by the binary cross-entropy only.
+        """
         known = targets >= 0
         state, wanted = self(items)[known], targets[known]
         if self.options.loss == "softmax":
@@ -189,8 +192,9 @@ def _epoch(network: SASRec, optimizer: torch.optim.Optimizer, histories: list[In
     for begin in batches:
         batch = [histories[user] for user in order[begin : begin + size]]
         sequences = _padded(batch, network.options.max_len + 1)
-        negatives = _negatives(batch, n_items, sequences.shape[1] - 1)
         targets = torch.where(sequences[:, :-1] >= 0, sequences[:, 1:], -1)
+        sampled = network.options.loss == "bce"
+        negatives = _negatives(batch, n_items, targets.shape[1]) if sampled else targets
         loss = network.loss(sequences[:, :-1], targets, negatives)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

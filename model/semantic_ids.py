@@ -1,4 +1,8 @@
-"""Semantic ids: residual k-means turns an item vector into one code per level, unique for every item."""
+"""Semantic ids: residual k-means turns an item vector into one code per level, unique for every item.
+
+`semantic_ids_collisions` keeps ids apart, `semantic_ids_quality` says how good they are, `semantic_ids_artifact` stores
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,18 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.kmeans import kmeans, nearest
+from model.semantic_ids_collisions import radix_keys, resolve_collisions
+from model.semantic_ids_quality import TokenizerQuality, measure
 
-
-@dataclass(frozen=True, slots=True)
-class TokenizerQuality:
-    """What the paper reports of a tokenizer.
-
-    reconstruction: mean squared distance of an item to its summed centroids, over the mean squared distance to
-    the mean item (0 is perfect); utilisation and entropy_bits: per level, share of codes in use and entropy of
-    their use; collision_rate: share of items whose own triple was taken and had to move.
-    """
-
-    reconstruction: float
-    utilisation: tuple[float, ...]
-    entropy_bits: tuple[float, ...]
-    collision_rate: float
+__all__ = [
+    "Tokenizer",
+    "TokenizerQuality",
+    "assess",
+    "extend_tokenizer",
+    "fit_tokenizer",
+    "quantise",
+    "resolve_collisions",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +43,8 @@ class Tokenizer:
             )
         if self.codes.numel() and not 0 <= int(self.codes.min()) <= int(self.codes.max()) < self.codebook_size:
             raise ModelError(f"tokenizer: a code lies outside 0..{self.codebook_size - 1}")
-        if torch.unique(self.codes, dim=0).shape[0] != self.codes.shape[0]:
+        keys = radix_keys(self.codes, self.codebook_size)
+        if torch.unique(keys).shape[0] != self.codes.shape[0]:
             raise ModelError("tokenizer: two items share one semantic id")
 
     @property
@@ -73,90 +75,70 @@ def quantise(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_tokenizer(
-    vectors: npt.NDArray[np.float32], levels: int, codebook_size: int, seed: int
+    vectors: npt.NDArray[np.float32],
+    levels: int,
+    codebook_size: int,
+    seed: int,
+    *,
+    balanced: bool = False,
+    points_per_code: int | None = None,
+    max_rounds: int = 50,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tokenizer, TokenizerQuality]:
-    """Cluster, subtract the centroid, repeat (RQ-Kmeans); then give every item a triple of its own.
+    """Cluster, subtract the centroid, repeat (RQ-Kmeans, arXiv 2508.20900); then give every item ids of its own.
 
-    vectors [items, D]. Raises ModelError when the codes cannot tell so many items apart.
+    vectors [items, D]. balanced, points_per_code, max_rounds: as in `kmeans`; the last two bound the time on millions
+    of items. The clustering runs on `device`, the result lives on the CPU. Raises ModelError when the codes cannot
+    tell so many items apart, or when a vector is not finite.
     """
     points = torch.from_numpy(np.ascontiguousarray(vectors))
+    if not bool(points.isfinite().all()):
+        raise ModelError("vectors: an item's vector holds a value that is not finite")
     if points.shape[0] > codebook_size**levels:
         raise ModelError(f"codebook_size: {codebook_size}^{levels} ids cannot tell {points.shape[0]} items apart")
     generator = torch.Generator().manual_seed(seed)
-    residual, codebooks, columns = points, [], []
+    residual, codebooks, columns = points.to(device), [], []
     for _ in range(levels):
-        clusters = kmeans(residual, codebook_size, generator)
-        codebooks.append(clusters.centroids)
-        columns.append(clusters.labels)
+        clusters = kmeans(
+            residual, codebook_size, generator, max_rounds, balanced=balanced, points_per_code=points_per_code
+        )
+        codebooks.append(clusters.centroids.cpu())
+        columns.append(clusters.labels.cpu())
         residual = residual - clusters.centroids[clusters.labels]
     wanted, centroids = torch.stack(columns, dim=1), torch.stack(codebooks)
     codes = resolve_collisions(points, wanted, centroids)
-    quality = _quality(points, residual, codes, wanted, codebook_size)
-    return Tokenizer(codes, centroids), quality
+    return Tokenizer(codes, centroids), measure(points, wanted, codes, centroids)
 
 
-def resolve_collisions(points: Tensor, wanted: Tensor, centroids: Tensor) -> Tensor:
-    """Give each item a triple of its own, moving as few items as little as can be.
+def extend_tokenizer(tokenizer: Tokenizer, vectors: npt.NDArray[np.float32]) -> Tokenizer:
+    """The tokenizer with new items behind the old ones: no old id changes, no centroid moves.
 
-    In a group of items that want one triple, the best-fitting item keeps it. Each other one takes the free last
-    code nearest to its residual; where its prefix has none left, the nearest second-to-last code that has, and
-    so on upwards. points [n, D], wanted [n, levels] -> codes [n, levels].
+    vectors [new items, D], made as those of the fit. Each new item gets the id nearest to it that nobody has, so a
+    model that knows the codes can rank it at once. Refit when `assess` says that reconstruction or collisions of the
+    new items are clearly worse than the old ones'. Raises ModelError when the ids are used up, when D is another, or
+    when a vector is not finite.
     """
-    taken: set[tuple[int, ...]] = set()
-    codes = wanted.clone()
-    _, misfit = _residuals(points, wanted, centroids)
-    losers: list[int] = []
-    for item in torch.argsort(misfit, stable=True).tolist():
-        key = tuple(wanted[item].tolist())
-        if key in taken:
-            losers.append(item)
-        else:
-            taken.add(key)
-    for item in losers:
-        free = _nearest_free(points[item], wanted[item].tolist(), centroids, taken)
-        taken.add(free)
-        codes[item] = torch.tensor(free)
-    return codes
+    points = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    dim = tokenizer.centroids.shape[2]
+    if points.ndim != 2 or points.shape[1] != dim:
+        raise ModelError(f"vectors: expected [new items, {dim}], got {tuple(points.shape)}")
+    if not bool(points.isfinite().all()):
+        raise ModelError("vectors: an item's vector holds a value that is not finite")
+    if points.shape[0] == 0:
+        return tokenizer
+    room = tokenizer.codebook_size**tokenizer.levels - tokenizer.n_items
+    if points.shape[0] > room:
+        raise ModelError(f"vectors: {points.shape[0]} new items, but only {room} semantic ids are left")
+    wanted, _ = quantise(points, tokenizer.centroids)
+    codes = resolve_collisions(points, wanted, tokenizer.centroids, tokenizer.codes)
+    return Tokenizer(torch.cat([tokenizer.codes, codes]), tokenizer.centroids)
 
 
-def _residuals(points: Tensor, codes: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    rest = points - sum(centroids[level][codes[:, level]] for level in range(centroids.shape[0]))
-    return rest, rest.square().sum(-1)
-
-
-def _nearest_free(point: Tensor, wanted: list[int], centroids: Tensor, taken: set[tuple[int, ...]]) -> tuple[int, ...]:
-    """The free id that keeps the longest prefix of `wanted`, then follows the nearest centroids."""
-    levels = len(wanted)
-    for keep in range(levels - 1, -1, -1):
-        found = _descend(point, tuple(wanted[:keep]), centroids, taken)
-        if found is not None:
-            return found
-    raise ModelError("codebook_size: every semantic id is taken")
-
-
-def _descend(
-    point: Tensor, prefix: tuple[int, ...], centroids: Tensor, taken: set[tuple[int, ...]]
-) -> tuple[int, ...] | None:
-    """Depth first, nearest code first."""
-    level = len(prefix)
-    if level == centroids.shape[0]:
-        return None if prefix in taken else prefix
-    residual = point - sum((centroids[i][code] for i, code in enumerate(prefix)), torch.zeros_like(point))
-    order = (centroids[level] - residual).square().sum(-1).argsort(stable=True).tolist()
-    for code in order:
-        found = _descend(point, (*prefix, code), centroids, taken)
-        if found is not None:
-            return found
-    return None
-
-
-def _quality(points: Tensor, residual: Tensor, codes: Tensor, wanted: Tensor, codebook_size: int) -> TokenizerQuality:
-    spread = (points - points.mean(0)).square().sum(-1).mean()
-    shares = [torch.bincount(codes[:, level], minlength=codebook_size).double() for level in range(codes.shape[1])]
-    shares = [share / share.sum() for share in shares]
-    return TokenizerQuality(
-        reconstruction=float(residual.square().sum(-1).mean() / spread.clamp_min(1e-12)),
-        utilisation=tuple(float((share > 0).double().mean()) for share in shares),
-        entropy_bits=tuple(float(-(share * share.clamp_min(1e-300).log2()).sum()) for share in shares),
-        collision_rate=float((codes != wanted).any(1).double().mean()),
-    )
+def assess(tokenizer: Tokenizer, vectors: npt.NDArray[np.float32]) -> TokenizerQuality:
+    """The quality of a tokenizer on the vectors [items, D] of its items, wherever it came from."""
+    points = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    if points.shape != (tokenizer.n_items, tokenizer.centroids.shape[2]):
+        expected = (tokenizer.n_items, tokenizer.centroids.shape[2])
+        raise ModelError(f"vectors: expected {expected}, got {tuple(points.shape)}")
+    wanted, _ = quantise(points, tokenizer.centroids)
+    return measure(points, wanted, tokenizer.codes, tokenizer.centroids)
