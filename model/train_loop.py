@@ -215,7 +215,7 @@ class TrainLoop:
         self._best = state.part("best")
         restore_optimizer(self._model, self._optimizer, state)
         self._order.set_state(state.tensors["order_rng"])
-        torch.set_rng_state(state.tensors["rng"][self._worker.rank])
+        torch.set_rng_state(state.tensors["rng"][self._worker.rank].clone())
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

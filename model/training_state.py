@@ -72,7 +72,8 @@ def load_state(path: Path, fingerprint: str) -> TrainingState:
     try:
         with safe_open(path, framework="pt") as handle:
             meta: dict[str, str] = handle.metadata() or {}
-            tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no iterator
+            # cloned: in the file a tensor may lie at any byte, and torch reads a random state as 8-byte words
+            tensors: dict[str, Tensor] = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - it has no iterator
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable training state: {error}") from error
     if meta.get("format") != FORMAT:
