@@ -26,12 +26,16 @@ SRM_DELTA = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One arm's value of a metric with its always-valid two-sided limits; None where there is not enough to say."""
+    """One arm's value of a metric with its always-valid two-sided limits; None where there is not enough to say.
+
+    variance: of the value, as an estimate.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     users: int
+    variance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,7 @@ def _reading(estimate: Estimate | None, users: int, tau2: float) -> Reading:
     if estimate is None:
         return Reading(None, None, None, users)
     low, high = confidence_sequence(estimate.value, estimate.variance, tau2 / 2, DISPLAY_ALPHA)
-    return Reading(estimate.value, _finite(low), _finite(high), users)
+    return Reading(estimate.value, _finite(low), _finite(high), users, estimate.variance)
 
 
 def _finite(value: float) -> float | None:

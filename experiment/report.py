@@ -9,6 +9,7 @@ from typing import Any
 
 from experiment.evidence import Evidence, MetricEvidence, Reading
 from experiment.gate import promote_threshold
+from experiment.outlook import outlook
 from experiment.spec import Arm, ExperimentSpec
 from experiment.state import DecisionRow, ExperimentRow, State, Verdict
 from stats.evalues import p_value
@@ -53,6 +54,7 @@ def build_report(row: ExperimentRow, decisions: Sequence[DecisionRow], evidence:
         "exposure_window_s": row.spec.exposure_window_s,
         "arms": [_arm(arm, row.spec, evidence) for arm in row.spec.arms],
         "metrics": [] if evidence is None else [_metric(row.spec, metric) for metric in evidence.metrics],
+        "outlook": [] if evidence is None else _outlook(row, evidence),
         "limits": [] if evidence is None else [asdict(limit) | {"broken": limit.broken} for limit in evidence.limits],
         "srm": srm(0.0 if evidence is None else evidence.srm_log_e),
         "orphans": 0 if evidence is None else evidence.orphans,
@@ -167,6 +169,10 @@ def _metric(spec: ExperimentSpec, metric: MetricEvidence) -> Fields:
     latched = metric.latch.superior if metric.role == "success" else metric.latch.promote
     share = latched / promote_threshold(spec)
     return asdict(metric) | {"p_value": p_value(latched), "share_of_evidence": min(1.0, max(0.0, share))}
+
+
+def _outlook(row: ExperimentRow, evidence: Evidence) -> list[Fields]:
+    return [asdict(found) | {"text": found.text} for found in outlook(row, evidence)]
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -83,7 +83,8 @@ def agreement(name: str, report: Mapping[str, Any]) -> Table:
 def report(found: Mapping[str, Any]) -> RenderableType:
     """A run: its arms, effects, sample ratio, steps and verdict."""
     title = f"{found['key']}, run {found['run']}: {found['looks']} looks, specification {found['spec_digest'][:12]}"
-    return Group(Text(title, style="bold"), _arms(found), _effects(found), _steps(found), verdict(found))
+    ahead = [Text(f"  {one['text']}") for one in found["outlook"] if found["coverage"]]
+    return Group(Text(title, style="bold"), _arms(found), _effects(found), *ahead, _steps(found), verdict(found))
 
 
 def verdict(found: Mapping[str, Any]) -> RenderableType:
