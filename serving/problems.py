@@ -97,7 +97,7 @@ def problem_of(error: Exception) -> Problem:
         case SpecError() | InvalidRequestError():
             return Problem(422, "invalid_request", str(error), [(error.field, error.reason)])
         case InvalidUserError():
-            return Problem(422, "invalid_request", str(error), [("user_id", str(error))])
+            return Problem(422, "invalid_request", str(error), [("user_id", str(error).removeprefix("user_id: "))])
         case ConfigurationError():
             return Problem(422, "invalid_request", str(error))
         case UnknownExperimentError():
@@ -131,7 +131,10 @@ _DOMAIN: tuple[type[Exception], ...] = (
 
 
 def _validation(error: RequestValidationError) -> Problem:
-    errors = [(_path(found["loc"]), str(found["msg"])) for found in error.errors()]
+    errors = [
+        ("body", "is not JSON") if found["type"] == "json_invalid" else (_path(found["loc"]), str(found["msg"]))
+        for found in error.errors()
+    ]
     return Problem(422, "invalid_request", f"{errors[0][0]}: {errors[0][1]}", errors)
 
 

@@ -72,7 +72,7 @@ async def report_events(body: Batch, services: Annotated[Services, Depends(servi
             accepted.append(_interaction(raw, services, now))
         except _RefusedError as error:
             event_id = raw.get("event_id")
-            known = event_id if isinstance(event_id, str) else None
+            known = event_id.encode("utf-8", "backslashreplace").decode() if isinstance(event_id, str) else None
             refused.append(Refusal(index=index, event_id=known, field=error.field, reason=error.reason))
     services.telemetry.count_events(0, len(refused))
     if not accepted:

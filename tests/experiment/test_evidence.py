@@ -25,7 +25,7 @@ from experiment.evidence import (
 from experiment.gate import promote_threshold, rollback_threshold
 from experiment.spec import ExperimentSpec, parse_spec
 from experiment.state import ArmAggregate, ExperimentRow, Latch
-from stats.mixture import optimal_x
+from stats.mixture import confidence_sequence, optimal_x
 from tests.experiment.factories import DOCUMENT, Totals, aggregate, look_at, running_row, visitors
 
 CTR = {"name": "ctr", "role": "guardrail", "margin": 0.05,
@@ -101,6 +101,15 @@ def test_readings_and_effect_are_those_of_the_users(spec: ExperimentSpec) -> Non
         assert metric.low is not None
         assert metric.high is not None
         assert metric.low < metric.effect < metric.high
+
+
+def test_an_arms_own_limits_have_half_of_the_contrasts_mixture_variance(spec: ExperimentSpec) -> None:
+    row, (treatment, control) = running_row(spec), pair()
+    reading = only(evidence_of(row, treatment, control), "watch_time").treatment
+    watched = treatment["watch_s"]
+    variance = float(watched.var(ddof=1)) / watched.size
+    limits = confidence_sequence(float(watched.mean()), variance, row.tau2["watch_time"] / 2, 0.05)
+    assert (reading.low, reading.high) == pytest.approx(limits)
 
 
 @settings(deadline=None, max_examples=60)
