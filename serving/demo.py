@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.rule import Rule
+from rich.text import Text
 
 from experiment.assign import bucket
 from experiment.routing import arm_ranges
@@ -74,7 +75,8 @@ def run_demo(settings: Settings, options: DemoOptions, out: Console) -> int:
     checks = _checks(spec, found, traffic.report, cluster.settings, options)
     out.print(Rule("Checks"))
     for holds, claim in checks:
-        out.print(f"  {'[green]ok[/]    ' if holds else '[bold red]FAILED[/]'} {claim}")
+        mark = ("ok    ", "green") if holds else ("FAILED", "bold red")
+        out.print(Text.assemble("  ", mark, f" {claim}"))
     out.print(f"{time.monotonic() - began_s:.0f} s in all; report and page data in {home}")
     return 0 if all(holds for holds, _ in checks) else 1
 

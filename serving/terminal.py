@@ -30,9 +30,11 @@ STYLES = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """At least 120 columns wide where nobody watches."""
-    found = Console(highlight=False, stderr=stderr)
-    return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=max(found.width, 120))
+    """At least 120 columns wide where nobody watches. What people wrote is shown as it is: [brackets] are no markup."""
+    found = Console(highlight=False, markup=False, emoji=False, stderr=stderr)
+    if not found.is_terminal:
+        found.width = max(found.width, 120)
+    return found
 
 
 def progress_bar(out: Console) -> Progress:
