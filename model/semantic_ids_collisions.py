@@ -9,8 +9,10 @@ from torch import Tensor
 
 from model.errors import ModelError
 
-CHUNK = 4096
+CHUNK = 1024
 """Items whose distances to all codes of the last level are held at once."""
+NEAREST = 64
+"""Last codes that are tried before the search through all of them."""
 
 
 def radix_keys(codes: Tensor, codebook_size: int) -> Tensor:
@@ -69,11 +71,13 @@ def misfits(points: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _last_codes(points: Tensor, wanted: Tensor, centroids: Tensor, items: Tensor) -> Iterator[list[int]]:
-    """For each of the items all codes of the last level, nearest to its residual first."""
+    """For each of the items the `NEAREST` codes of the last level, nearest to its residual first."""
     for chunk in items.split(CHUNK):  # type: ignore[no-untyped-call]
         residual = points[chunk] - sum(centroids[i][wanted[chunk, i]] for i in range(centroids.shape[0] - 1))
         distance = centroids[-1].square().sum(-1) - 2.0 * (residual @ centroids[-1].T)
-        yield from distance.argsort(dim=1, stable=True).tolist()
+        few = distance.shape[1] <= NEAREST
+        nearest = distance.argsort(dim=1, stable=True) if few else distance.topk(NEAREST, dim=1, largest=False).indices
+        yield from nearest.tolist()
 
 
 def _key(code: tuple[int, ...], size: int) -> int:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -58,9 +58,13 @@ def _by_loops(points: Tensor, wanted: Tensor, centroids: Tensor, taken: Tensor) 
     return [out[item] for item in range(points.shape[0])]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 14), st.integers(0, 12), st.integers(0, 10_000))
-def test_collisions_are_resolved_as_by_loops(n: int, older: int, seed: int) -> None:
+@pytest.mark.parametrize("tried", [1, 64])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n=st.integers(1, 14), older=st.integers(0, 12), seed=st.integers(0, 10_000))
+def test_collisions_are_resolved_as_by_loops(
+    tried: int, n: int, older: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.semantic_ids_collisions.NEAREST", tried)
     generator = torch.Generator().manual_seed(seed)
     centroids = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
     points = torch.randn(n, 2, generator=generator, dtype=torch.float64)

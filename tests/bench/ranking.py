@@ -1,0 +1,250 @@
+"""HR@10 and NDCG@10 on MovieLens-100K: OneRec-V2 beside what it has to beat, over several seeds.
+
+    python tests/bench/ranking.py [--seeds 1 2 3 4 5] [--recommenders NAME ...] [--quick] [--fresh] [--out FILE.json]
+
+Leave-one-out over the whole catalogue: each of the 943 users' last film is the test, the one before it the validation,
+all films not met before are candidates, for every recommender alike. Settings were chosen on the validation items. A
+run that FILE holds already, made with the same settings, is not made again, so that an interrupted benchmark goes on
+where it stopped. Writes FILE and a Markdown table beside it; the last line is one JSON object of flat numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from model.baselines import ease, item_knn, popularity
+from model.catalogue import Catalogue
+from model.config import PRESETS
+from model.data import IntArray
+from model.evaluate import Ranker, ranker_of
+from model.movielens import fetch_movielens, load_movielens
+from model.recommender import Recommender
+from model.sasrec import SASRecOptions, sasrec
+from model.split import Split, leave_one_out
+from model.train import TrainOptions, train
+
+ROOT = Path(__file__).resolve().parents[2]
+K = 10
+BEAM_WIDTH = 64
+RANKS = "0123456789"
+Report = Callable[[float, str], None]
+"""(share done, what to show)"""
+
+ONEREC: dict[str, tuple[str, TrainOptions]] = {"OneRec-V2 `tiny`": ("tiny", TrainOptions())}
+"""Name -> preset and how it is trained."""
+LINEAR: dict[str, Callable[[Split], Ranker]] = {"popularity": popularity, "item-kNN": item_knn, "EASE": ease}
+"""Without randomness: one run stands for every seed."""
+SASREC = {"SASRec, softmax": SASRecOptions(), "SASRec, binary": SASRecOptions(loss="bce", dropout=0.2)}
+REFERENCE = "SASRec, softmax"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One trained recommender: places holds, user by user, the rank of the test item as a digit, or a dash."""
+
+    recommender: str
+    seed: int
+    settings: str
+    places: str
+    validation_places: str
+    train_s: float
+
+    def gains(self) -> npt.NDArray[np.float64]:
+        """[users, 2]: hit and discounted gain of each user."""
+        ranks = np.array([RANKS.find(place) for place in self.places])
+        return np.stack([ranks >= 0, np.where(ranks >= 0, 1.0 / np.log2(np.maximum(ranks, 0) + 2.0), 0.0)], axis=1)
+
+
+def places(ranker: Ranker, split: Split, *, validation: bool) -> str:
+    """The rank of each evaluated user's held-out item, 0 for the first, "-" beyond the tenth."""
+    users = split.evaluated_users()
+    targets = (split.validation if validation else split.test)[users]
+    ranked: IntArray = ranker([split.history(int(user), with_validation=not validation) for user in users], K)
+    hit = ranked == targets[:, None]
+    return "".join(RANKS[row.argmax()] if row.any() else "-" for row in hit)
+
+
+def settings_of(name: str, quick: bool) -> Any:
+    """Everything that a run's result depends on besides seed, data and code, as plain values."""
+    if name in LINEAR:
+        return {}
+    if name in SASREC:
+        return asdict(replace(SASREC[name], epochs=2) if quick else SASREC[name])
+    preset, options = ONEREC[name]
+    chosen = replace(options, epochs=1) if quick else options
+    return {"config": PRESETS[preset].to_dict(), "options": asdict(chosen), "beam_width": BEAM_WIDTH}
+
+
+def build(name: str, split: Split, seed: int, quick: bool, report: Report) -> Ranker:
+    """Train the recommender of that name."""
+    if name in LINEAR:
+        return LINEAR[name](split)
+    if name in SASREC:
+        options = SASRecOptions(**settings_of(name, quick))
+        return sasrec(split, seed, options, lambda epoch, most, loss: report(epoch / most, f"loss {loss:.3f}"))
+    found = settings_of(name, quick)
+    done = train(
+        split,
+        PRESETS[ONEREC[name][0]],
+        seed,
+        TrainOptions(**found["options"]),
+        lambda progress: report(progress.step / progress.steps, f"loss {progress.loss:.3f}"),
+    )
+    recommender = Recommender(done.model, Catalogue.of(split.interactions), done.tokenizer, BEAM_WIDTH)
+    return ranker_of(recommender, BEAM_WIDTH)
+
+
+def measure(name: str, split: Split, seed: int, quick: bool, report: Report) -> Run:
+    """Train and evaluate once."""
+    began = time.perf_counter()
+    ranker = build(name, split, seed, quick, report)
+    train_s = time.perf_counter() - began
+    found = [places(ranker, split, validation=validation) for validation in (False, True)]
+    return Run(name, seed, json.dumps(settings_of(name, quick), sort_keys=True), found[0], found[1], round(train_s, 1))
+
+
+def difference(runs: list[Run], reference: list[Run]) -> tuple[float, float]:
+    """HR@10 minus the reference's, over the seeds that both have; (mean, standard error over users)."""
+    seeds = sorted({run.seed for run in runs} & {run.seed for run in reference})
+    hits = [np.mean([run.gains()[:, 0] for run in group if run.seed in seeds], axis=0) for group in (runs, reference)]
+    per_user = hits[0] - hits[1]
+    return float(per_user.mean()), float(per_user.std(ddof=1) / np.sqrt(per_user.shape[0]))
+
+
+def summary(runs: list[Run]) -> tuple[list[str], dict[str, float]]:
+    """Rows of the Markdown table, and the same as flat numbers."""
+    lines = [
+        "| recommender | HR@10 | NDCG@10 | validation HR@10 | seeds | training, s | HR@10 over SASRec |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    numbers: dict[str, float] = {}
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.recommender, []).append(run)
+    for name, group in by_name.items():
+        scores = np.array([run.gains().mean(axis=0) for run in group])
+        validation = [
+            sum(place != "-" for place in run.validation_places) / len(run.validation_places) for run in group
+        ]
+        shown, key = [], name.replace("`", "").replace(",", "").replace(" ", "_").lower()
+        for column, metric in enumerate(("hr10", "ndcg10")):
+            values = scores[:, column].tolist()
+            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+            numbers |= {f"{key}_{metric}": round(mean, 5), f"{key}_{metric}_std": round(spread, 5)}
+            shown.append(f"{mean:.4f} ± {spread:.4f}" if len(group) > 1 else f"{mean:.4f}")
+        over = ""
+        if name not in LINEAR and name != REFERENCE and REFERENCE in by_name:
+            gap, error = difference(group, by_name[REFERENCE])
+            numbers |= {f"{key}_hr10_over_sasrec": round(gap, 5), f"{key}_hr10_over_sasrec_error": round(error, 5)}
+            over = f"{gap:+.4f} ± {error:.4f}"
+        seeds = "any" if name in LINEAR else ", ".join(str(run.seed) for run in group)
+        taken = statistics.mean(run.train_s for run in group)
+        lines.append(
+            f"| {name} | {shown[0]} | {shown[1]} | {statistics.mean(validation):.4f} | {seeds} | {taken:.0f} | {over} |"
+        )
+    return lines, numbers
+
+
+def stored(path: Path | None) -> list[Run]:
+    """The runs of an earlier, perhaps interrupted, benchmark."""
+    if path is None or not path.is_file():
+        return []
+    return [Run(**raw) for raw in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+
+
+def write(path: Path, setting: dict[str, str], runs: list[Run]) -> None:
+    """The JSON and, beside it, the Markdown table."""
+    lines, numbers = summary(runs)
+    content = setting | {"numbers": numbers, "runs": [asdict(run) for run in runs]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = [
+        "# Recommendation quality on MovieLens-100K",
+        "",
+        f"Leave-one-out over the whole catalogue, {len(runs[0].places)} users; mean ± standard deviation over the",
+        "seeds. The last column is the mean difference over common seeds ± its standard error over users.",
+        "",
+        *lines,
+        "",
+        f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`. Training",
+        "times were taken on a machine that others used at the same time.",
+    ]
+    path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def the_setting() -> dict[str, str]:
+    """What the figures were measured with."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    return {
+        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "commit": done.stdout.strip() or "unknown",
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def main() -> None:
+    """Train what is missing, one run after the other; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*LINEAR, *SASREC, *ONEREC]
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--recommenders", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="one or two epochs: checks that it runs, nothing else")
+    parser.add_argument("--fresh", action="store_true", help="make every run again")
+    parser.add_argument("--data", type=Path, default=ROOT / ".crossfade" / "data", help="where the data is kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests/bench/results/ranking.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    split = leave_one_out(load_movielens(fetch_movielens(options.data, console.print)))
+    runs = [] if options.fresh or options.quick else stored(options.out)
+    wanted = [
+        (name, seed)
+        for seed in options.seeds
+        for name in options.recommenders
+        if name not in LINEAR or seed == options.seeds[0]
+    ]
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}")]
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        every = progress.add_task("all", total=len(wanted), shown="")
+        for done, (name, seed) in enumerate(wanted):
+            kept = json.dumps(settings_of(name, options.quick), sort_keys=True)
+            if not any(run.recommender == name and run.settings == kept and run.seed == seed for run in runs):
+                task = progress.add_task(f"{name}, seed {seed}", total=1.0, shown="")
+
+                def report(share: float, shown: str, task: Any = task, done: int = done) -> None:
+                    progress.update(task, completed=share, shown=shown)
+                    progress.update(every, completed=done + share)
+
+                run = measure(name, split, seed, options.quick, report)
+                progress.update(task, completed=1.0)
+                runs = [old for old in runs if (old.recommender, old.seed) != (name, seed)] + [run]
+                runs = [old for old in runs if old.recommender != name or old.settings == run.settings]
+                runs.sort(key=lambda run: ([*names, run.recommender].index(run.recommender), run.seed))
+                if not options.quick:
+                    write(options.out, the_setting(), runs)
+            progress.update(every, completed=done + 1)
+    lines, numbers = summary(runs)
+    print("\n".join(lines))
+    print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main()
