@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -28,6 +28,15 @@ TOY = OneRecConfig(
     codebook_size=5,
     encoder_dim=8,
 )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Toy tensors are too small to share between threads, which only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

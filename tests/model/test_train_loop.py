@@ -13,6 +13,8 @@ from model.onerec import OneRecV2
 from model.split import Split
 from model.train import Samples, TrainOptions, TrainResult, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = TrainOptions(epochs=2, batch_size=32, learning_rate=1e-2)
 EXPERTS = {"n_experts": 6, "n_shared_experts": 1, "experts_per_token": 2, "expert_dim": 8}
 

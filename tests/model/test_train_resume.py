@@ -15,6 +15,8 @@ from model.split import Split
 from model.train import Progress, TrainOptions, TrainResult, train
 from model.training_state import TrainingState, load_state, save_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-2, accumulate=2, patience=3, save_every=2)
 
 

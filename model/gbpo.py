@@ -1,0 +1,119 @@
+"""Gradient-Bounded Policy Optimization: learn from what users did with what they were shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.context import ContextKV
+from model.errors import ModelError
+from model.onerec import OneRecV2
+
+
+def gbpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """-mean(pi / pi'_old · A), the mean over all samples, those of advantage 0 included.
+
+    pi'_old = max(pi_old, sg(pi)) where A >= 0, max(pi_old, 1 - sg(pi)) where A < 0; sg stops the gradient. Nothing is
+    clipped, so every sample with A != 0 keeps its gradient. That gradient is bounded by the one of binary cross
+    entropy: per sample |dL/d log pi| <= |A| for A > 0, and <= |A|·pi / (1 - pi) for A < 0, which vanishes with pi
+    where a plain policy ratio's does not.
+
+    All three are [n], or any one shape. log_prob carries the gradient. old_log_prob is that of the policy that showed
+    the item, NaN where something else showed it: then pi_old = sg(pi), as in the paper. Computed in log space, so
+    that probabilities of whole items, far below float32's smallest number, are no trouble.
+    Source: arXiv 2508.20900, equation 11 and section 3.1.2.
+    """
+    if not log_prob.shape == old_log_prob.shape == advantage.shape:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (log_prob, old_log_prob, advantage))
+        raise ModelError(f"advantage: log_prob, old_log_prob and advantage differ in shape: {shapes}")
+    fixed = log_prob.detach()
+    old = torch.where(old_log_prob.isnan(), fixed, old_log_prob.detach())
+    floor = torch.where(advantage < 0, log_one_minus_exp(fixed), fixed)
+    # a sample without advantage has no say, whatever its ratio: 0 · inf would be NaN
+    ratio = (log_prob - torch.maximum(old, floor)).exp()
+    return -torch.where(advantage == 0, 0.0, ratio * advantage).mean()
+
+
+def log_one_minus_exp(log_prob: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, accurate at both ends; -inf at 0."""
+    return torch.where(
+        log_prob > -math.log(2.0),
+        (-torch.expm1(log_prob)).log(),
+        torch.log1p(-log_prob.exp()),
+    )
+
+
+def item_log_probs(model: OneRecV2, context: ContextKV, codes: Tensor) -> Tensor:
+    """log pi(item | user) [B] of items given by their codes [B, levels], one for each request of the context.
+
+    It is the sum over the levels, the same as the beam's score.
+    """
+    levels = [
+        -functional.cross_entropy(out.float(), codes[:, level], reduction="none")
+        for level, out in enumerate(model(context, codes))
+    ]
+    return torch.stack(levels).sum(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feedback:
+    """A batch of shown items with what came of them.
+
+    history [B, N, levels]: semantic ids newest first; valid [B, N]; shown [B, levels]: the item; old_log_prob [B]:
+    under the policy that showed it, NaN where something else did; advantage [B].
+    """
+
+    history: Tensor
+    valid: Tensor
+    shown: Tensor
+    old_log_prob: Tensor
+    advantage: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AlignOptions:
+    """How to post-train; supervision is the weight of the next-item loss on what was liked.
+
+    The paper keeps its supervised stage running beside the reinforcement, to stay near the pretrained model, without
+    saying how the two are weighed: open, so a field here.
+    """
+
+    learning_rate: float = 1e-4
+    supervision: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0.0:
+                raise ModelError(f"{name}: must be positive, got {getattr(self, name)}")
+        if not self.supervision >= 0.0:
+            raise ModelError(f"supervision: must not be negative, got {self.supervision}")
+
+
+class Aligner:
+    """Post-trains a model, one optimizer step per batch of feedback."""
+
+    def __init__(self, model: OneRecV2, options: AlignOptions | None = None) -> None:
+        self._model = model
+        self._options = options or AlignOptions()
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=self._options.learning_rate, weight_decay=0.0)
+
+    def step(self, feedback: Feedback) -> float:
+        """Learn from one batch; returns the loss before the step. The model is left in evaluation mode."""
+        model, options = self._model, self._options
+        model.train()
+        log_prob = item_log_probs(model, model.context(feedback.history, feedback.valid), feedback.shown)
+        loss = gbpo_loss(log_prob, feedback.old_log_prob, feedback.advantage)
+        liked = feedback.advantage > 0
+        if options.supervision and bool(liked.any()):
+            loss = loss - options.supervision * log_prob[liked].mean() / model.config.levels
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+        self._optimizer.step()
+        model.eval()
+        return loss.item()
