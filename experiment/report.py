@@ -67,7 +67,8 @@ def build_status(row: ExperimentRow, decisions: Sequence[DecisionRow]) -> Fields
     """The short form: where the ramp stands, what the last look said, whether it is safe to go on."""
     report = build_report(row, decisions)
     verdict = report["verdict"]
-    harmless = verdict in {Verdict.ADVANCE.value, Verdict.PROMOTE.value}
+    looked = bool(decisions) and bool(decisions[-1].evidence)  # a person's start says `advance`, too
+    harmless = looked and verdict in {Verdict.ADVANCE.value, Verdict.PROMOTE.value}
     return {
         name: report[name]
         for name in ("key", "run", "version", "state", "step", "coverage", "srm", "looks", "promoted_variant")
