@@ -35,8 +35,8 @@ class Settings(BaseSettings):
     spool_segment_bytes: int = Field(default=8 * 2**20, ge=2**12)
     flush_rows: int = Field(default=500, ge=1)
     known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
-    request_max_bytes: int = 64 * 2**10
-    events_max_bytes: int = 2**20
+    request_max_bytes: int = Field(default=64 * 2**10, ge=1)
+    events_max_bytes: int = Field(default=2**20, ge=1)
 
     @property
     def sql_url(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.catalogue import Catalogue
+from model.errors import ModelError
 from serving.errors import ConfigurationError, InvalidRequestError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -44,7 +45,7 @@ class VariantBook:
             raise ConfigurationError(f"default_variant: no variant is called {name!r}")
         try:
             return Catalogue.from_json((folder / "catalogue.json").read_text(encoding="utf-8"))
-        except OSError as error:
+        except (OSError, ValueError, ModelError) as error:
             raise ConfigurationError(f"variant {name!r}: its checkpoint has no catalogue: {error}") from error
 
 

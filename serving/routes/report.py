@@ -13,7 +13,7 @@ from serving.services import Services, services_of
 router = APIRouter(prefix="/v1/experiments", tags=["reports"], dependencies=[Depends(require("read"))])
 
 Shared = Annotated[Services, Depends(services_of)]
-Run = Annotated[int | None, Query(ge=1, description="an earlier run; the current one unless given")]
+Run = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="an earlier run; the current one unless given")]
 
 
 @router.get("/{key}/status", summary="Where the ramp stands and what the last look said")
