@@ -81,15 +81,25 @@ class EmbeddedRedis:
         while time.monotonic() < deadline_s:
             if self._process is None or self._process.poll() is not None:
                 return False
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                    connection.sendall(b"PING\r\n")
-                    if connection.recv(16).startswith(b"+PONG"):
-                        return True
-            except OSError:
-                pass
+            if _process_behind(self.port) == self._process.pid:
+                return True
             time.sleep(0.02)
         return False
+
+
+def _process_behind(port: int) -> int | None:
+    """The process id of the server that is ready on a port: somebody else's may have taken it before ours did."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=1) as connection,
+            connection.makefile("rb") as answer,
+        ):
+            connection.sendall(b"PING\r\nINFO server\r\n")
+            if not answer.readline().startswith(b"+PONG"):
+                return None
+            return next((int(line.split(b":")[1]) for line in answer if line.startswith(b"process_id:")), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _end_with_parent() -> None:
