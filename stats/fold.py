@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stats.errors import StatsError
-from stats.moments import Moments
+from stats.moments import Moments, dot
 
 Floats = NDArray[np.float64]
 Users = NDArray[np.int64]
@@ -61,11 +61,38 @@ class Fold:
 
 def rebuild(users: Users, x: Floats, y: Floats | None = None) -> Moments:
     """Moments of all events at once, from cold: x and y (None: every event counts 1) summed over each user."""
+    return _moments(*_totals(users, x, y))
+
+
+def rebuild_arms(users: Users, arms: Users, x: Floats, y: Floats | None = None) -> list[Moments]:
+    """`rebuild` of every arm in one pass, one entry for each arm up to the highest; a user of two arms counts in both.
+
+    arms: shape of users, each event's arm as an index from 0. Raises StatsError on other shapes and negative indices.
+    """
+    if not users.shape == arms.shape == x.shape or users.ndim != 1:
+        raise StatsError("arms", f"shapes {users.shape}, {arms.shape} and {x.shape} must be one and the same")
     if users.size == 0:
-        return Moments.empty()
-    per_y = np.bincount(users, weights=y).astype(np.float64, copy=False)
-    per_x = np.bincount(users, weights=x, minlength=per_y.size)
-    present = np.bincount(users) > 0 if y is not None else per_y > 0
+        return []
+    for name, indices in (("users", users), ("arms", arms)):
+        if indices.min() < 0:
+            raise StatsError(name, "an index cannot be negative")
+    count = int(arms.max()) + 1
+    per_x, per_y, present = _totals(users * count + arms, x, y)
+    return [_moments(per_x[arm::count], per_y[arm::count], present[arm::count]) for arm in range(count)]
+
+
+def _totals(units: Users, x: Floats, y: Floats | None) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """(Σx, Σy, whether it has an event) of every unit."""
+    events = np.bincount(units)
+    per_y = events if y is None else np.bincount(units, weights=y)
+    return (
+        np.bincount(units, weights=x).astype(np.float64, copy=False),
+        per_y.astype(np.float64, copy=False),
+        events > 0,
+    )
+
+
+def _moments(per_x: Floats, per_y: Floats, present: NDArray[np.bool_]) -> Moments:
     return Moments.from_values(per_x[present], per_y[present])
 
 
@@ -81,9 +108,9 @@ def _replaced(m: Moments, old: tuple[Floats, Floats], new: tuple[Floats, Floats]
         m.sx + float((x - np.where(known, old_x, 0.0)).sum()),
         m.sy + float((y - np.where(known, old_y, 0.0)).sum()),
         m.sc,
-        max(m.m_xx + (float(nx @ nx - ox @ ox) - n * dx * dx), 0.0),
-        max(m.m_yy + (float(ny @ ny - oy @ oy) - n * dy * dy), 0.0),
-        m.m_xy + (float(nx @ ny - ox @ oy) - n * dx * dy),
+        max(m.m_xx + (dot(nx, nx) - dot(ox, ox) - n * dx * dx), 0.0),
+        max(m.m_yy + (dot(ny, ny) - dot(oy, oy) - n * dy * dy), 0.0),
+        m.m_xy + (dot(nx, ny) - dot(ox, oy) - n * dx * dy),
         m.m_cc,
         m.m_xc,
         m.m_yc,

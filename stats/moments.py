@@ -88,7 +88,7 @@ class Moments:
         xs, ys, cs = xs - sx / n, ys - sy / n, cs - sc / n
         return cls(
             n, sx, sy, sc,
-            float(xs @ xs), float(ys @ ys), float(xs @ ys), float(cs @ cs), float(xs @ cs), float(ys @ cs),
+            dot(xs, xs), dot(ys, ys), dot(xs, ys), dot(cs, cs), dot(xs, cs), dot(ys, cs),
         )  # fmt: skip
 
     @classmethod
@@ -187,6 +187,11 @@ class Moments:
         if wrong := set(names).symmetric_difference(values):
             raise StatsError(sorted(wrong)[0], f"moments have exactly the keys {', '.join(names)}")
         return cls(int(values["n"]), *(float(values[name]) for name in names[1:]))
+
+
+def dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Σ a b, summed pairwise: unlike BLAS's, the same to the bit on any number of cores, and it waits for no thread."""
+    return float((a * b).sum())
 
 
 def _column(name: str, values: ArrayLike, n: int | None = None) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stats.errors import StatsError
-from stats.fold import Fold, rebuild
+from stats.fold import Fold, rebuild, rebuild_arms
 
 NAMES = ("sx", "sy", "m_xx", "m_yy", "m_xy")
 
@@ -57,3 +57,23 @@ def test_nothing_changes_on_an_empty_or_refused_batch() -> None:
         with pytest.raises(StatsError):
             fold.add(np.array(users), np.array(x), np.ones(len(x)))
     assert fold.moments is before
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300), st.integers(1, 4))
+def test_arms_in_one_pass_are_what_each_arm_alone_gives(seed: int, events: int, count: int) -> None:
+    users, x, y = stream(seed, events, 25)
+    arms = np.random.default_rng(seed).integers(0, count, events)
+    together = rebuild_arms(users, arms, x, y)
+    assert together == [rebuild(users[arms == arm], x[arms == arm], y[arms == arm]) for arm in range(arms.max() + 1)]
+    assert rebuild_arms(users, arms, x) == together
+
+
+def test_arms_without_events_and_impossible_indices() -> None:
+    none = np.array([], dtype=np.int64)
+    assert rebuild_arms(none, none, np.array([])) == []
+    empty, one = rebuild_arms(np.array([3, 3]), np.array([1, 1]), np.array([1.0, 0.0]))
+    assert (empty.n, one.n, one.sx, one.sy) == (0, 1, 1.0, 2.0)
+    for users, arms, field in [([-1], [0], "users"), ([0], [-1], "arms"), ([0, 1], [0], "arms")]:
+        with pytest.raises(StatsError) as caught:
+            rebuild_arms(np.array(users), np.array(arms), np.ones(len(users)))
+        assert caught.value.field == field
