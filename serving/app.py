@@ -1,6 +1,6 @@
 """The composition root: which adapter stands behind which port, in the replicas of a Serve cluster.
 
-`gateway` and `controller` are what a Serve config file imports; `serving.cluster` runs the same two applications.
+`gateway`, `controller` and `variant` are what a Serve config file imports; `serving.cluster` runs the same applications.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from serving.auth import Tokens, load_tokens
 from serving.client import HttpVariantClient
 from serving.control_loop import ControlLoop
 from serving.enrol import Enrolments
+from serving.errors import ConfigurationError
 from serving.inbox import Inbox
 from serving.request_id import RequestSigner, load_secret
 from serving.serve_variants import ServeVariants
@@ -39,7 +41,8 @@ from serving.splitter import Splitter
 from serving.spool import Spool
 from serving.table import TableHolder
 from serving.telemetry import Telemetry
-from serving.variant_book import VariantBook
+from serving.variant_book import VariantBook, checked_name
+from serving.variants import variant_app
 from serving.writer import EventWriter
 
 if TYPE_CHECKING:
@@ -72,6 +75,21 @@ def gateway(args: Mapping[str, Any]) -> Application:
 def controller(args: Mapping[str, Any]) -> Application:
     """For a Serve config file: `import_path: serving.app:controller`, args are settings."""
     return controller_app(Settings(**args))
+
+
+def variant(args: Mapping[str, Any]) -> Application:
+    """For a Serve config file: `import_path: serving.app:variant`, args are name, checkpoint and settings.
+
+    The application must be called `variant-<name>`, with the route prefix `/variants/<name>`, and the gateways'
+    variants.json must have the name. The replica verifies the checkpoint. Raises ConfigurationError, InvalidRequestError.
+    """
+    given = dict(args)
+    try:
+        name, checkpoint = str(given.pop("name")), Path(given.pop("checkpoint"))
+    except KeyError as error:
+        raise ConfigurationError(f"args: {error.args[0]}: is missing") from error
+    settings = Settings(**given)
+    return variant_app(checked_name(name), checkpoint, internal_key(settings), settings)
 
 
 def gateway_app(settings: Settings) -> Application:

@@ -140,6 +140,7 @@ class Cluster:
             log_to_driver=False,
             logging_level=logging.ERROR,
             namespace="crossfade",
+            _metrics_export_port=self.settings.ray_metrics_port,
         )
         options: dict[str, Any] = {"host": self.settings.host, "port": self.settings.port}
         serve.start(http_options=options)

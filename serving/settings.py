@@ -21,6 +21,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8700, ge=1, le=65535)
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite in the home unless given")
     redis_url: str | None = Field(default=None, description="an embedded Valkey is started unless given")
+    ray_metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="of Ray's own metrics under `crossfade up`; any unless given",
+    )
     default_variant: str = "bf16"
     gateway_replicas: int = Field(default=1, ge=1)
     variant_replicas: int = Field(default=1, ge=1)
