@@ -179,7 +179,8 @@ def _question(body: bytes) -> tuple[list[str], int]:
         history, k = asked["history"], asked["k"]
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidRequestError("body", f"needs history and k: {error!r}") from error
-    if not isinstance(history, list) or not isinstance(k, int):
+    known = isinstance(history, list) and all(isinstance(item, str) for item in history)
+    if not known or not isinstance(k, int) or isinstance(k, bool):
         raise InvalidRequestError("body", "history is a list of item ids, k a number")
     return history, k
 
