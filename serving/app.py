@@ -1,6 +1,6 @@
 """The composition root: which adapter stands behind which port, in the replicas of a Serve cluster.
 
-`gateway`, `controller` and `variant` are what a Serve config file imports; `serving.cluster` runs the same applications.
+`gateway`, `controller` and `variant` are what a Serve config file imports; `serving.cluster` runs the same.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def variant(args: Mapping[str, Any]) -> Application:
     """For a Serve config file: `import_path: serving.app:variant`, args are name, checkpoint and settings.
 
     The application must be called `variant-<name>`, with the route prefix `/variants/<name>`, and the gateways'
-    variants.json must have the name. The replica verifies the checkpoint. Raises ConfigurationError, InvalidRequestError.
+    variants.json must have the name. The replica verifies the checkpoint. Raises ConfigurationError for a missing
+    argument, InvalidRequestError for a bad name.
     """
     given = dict(args)
     try:
