@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Worker:
 
     rank: int = 0
     size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where this process computes
 
     @property
     def is_first(self) -> bool:
@@ -30,23 +31,44 @@ class Worker:
         return batch[self.rank :: self.size]
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """The sum over all ranks, in place; `value` lies on the device."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        """The values of all ranks, stacked: [size, ...]."""
+        """The values of all ranks, stacked: [size, ...], on the CPU."""
         if self.size == 1:
-            return value[None].clone()
-        parts = [torch.empty_like(value) for _ in range(self.size)]
-        dist.all_gather(parts, value)
-        return torch.stack(parts)
+            return value[None].cpu().clone()
+        mine = value.to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return torch.stack(parts).cpu()
+
+    def random_state(self) -> Tensor:
+        """The state of the generator that dropout draws from on this device [bytes]."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """The inverse of `random_state`."""
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def process_group_worker() -> Worker:
+    """This process as a member of the process group that somebody has initialised; nccl computes on its own GPU."""
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", dist.get_node_local_rank(fallback_rank=dist.get_rank()))
+        torch.cuda.set_device(device)
+    return Worker(dist.get_rank(), dist.get_world_size(), device)
 
 
 @contextmanager
@@ -60,6 +82,6 @@ def torchrun_worker(backend: str = "gloo") -> Iterator[Worker]:
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"torchrun: this process cannot join the others: {error}") from error
     try:
-        yield Worker(dist.get_rank(), dist.get_world_size())
+        yield process_group_worker()
     finally:
         dist.destroy_process_group()

@@ -48,15 +48,17 @@ def train(
 ) -> TrainResult:
     """Fit the tokenizer, then the model by AdamW on -log p of each training position's codes.
 
-    Reproducible to the bit on one kind of machine, also when it was interrupted: with `state_path` the training state
-    is kept in that file, and a call with the same arguments goes on from there (a finished training returns at once).
-    Several processes train together where each passes its own `worker`; all of them return the same model, and only
-    the first one calls `progress` and writes. The process's torch thread count and random state are put back
-    afterwards. Raises ModelError when the codes are too few, CheckpointError for a state that is damaged or foreign.
+    Reproducible to the bit on one kind of CPU, also when it was interrupted: with `state_path` the training state is
+    kept in that file, and a call with the same arguments goes on from there (a finished training returns at once). On
+    a GPU the same holds within rounding, whose kernels add in any order. Several processes train together where each
+    passes its own `worker`; all of them return the same model, and only the first one calls `progress` and writes. The
+    process's torch thread count and random state are put back afterwards. Raises ModelError when the codes are too few
+    or training diverges, CheckpointError for a state that is damaged or foreign.
     """
-    options = options or TrainOptions()
+    options, worker = options or TrainOptions(), worker or Worker()
     began = time.perf_counter()
-    with _threads(options.threads), torch.random.fork_rng(devices=[]):
+    gpus = [worker.device] if worker.device.type == "cuda" else []
+    with _threads(options.threads), torch.random.fork_rng(devices=gpus):
         vectors = item_embeddings(split, seed=seed)
         tokenizer, quality = fit_tokenizer(vectors, config.levels, config.codebook_size, seed)
         torch.manual_seed(seed)
@@ -68,12 +70,12 @@ def train(
             Samples.with_validation(split),
             options,
             seed=seed,
-            worker=worker or Worker(),
+            worker=worker,
             report=progress or (lambda _: None),
             state_path=state_path,
         ).run()
     return TrainResult(
-        model=model,
+        model=model.cpu(),
         tokenizer=tokenizer,
         quality=quality,
         losses=tuple(end.losses),

@@ -75,8 +75,8 @@ class TrainLoop:
         self._worker, self._report, self._state_path = worker, report, state_path
         self._order = torch.Generator().manual_seed(seed)
         self._per_epoch = math.ceil(len(samples) / options.batch_size)
+        self._plain = NextItemLoss(model, codes).to(worker.device)
         self._optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.learning_rate, fused=True)
-        self._plain = NextItemLoss(model, codes)
         # every rank starts from the same seed and moves its own biases alike: nothing but gradients is sent
         self._objective: nn.Module = (
             self._plain if worker.size == 1 else DistributedDataParallel(self._plain, broadcast_buffers=False)
@@ -145,7 +145,7 @@ class TrainLoop:
         # workers must meet in the backward pass
         parts = [part for part in share.tensor_split(self._options.accumulate) if len(part)] or [batch[:1]]
         self._optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         for number, part in enumerate(parts):
             with self._unsynchronised() if number + 1 < len(parts) else nullcontext():
                 loss = self._loss(self._objective, self._samples, part)
@@ -172,8 +172,9 @@ class TrainLoop:
 
     def _loss(self, objective: nn.Module, samples: Samples, part: Tensor) -> Tensor:
         items, valid = samples.windows(part, self._model.config.context_len)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._options.precision == "bfloat16"):
-            loss: Tensor = objective(items, valid, samples.items[part])
+        device = self._worker.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._options.precision == "bfloat16"):
+            loss: Tensor = objective(items.to(device), valid.to(device), samples.items[part].to(device))
         return loss
 
     @torch.no_grad()
@@ -181,7 +182,7 @@ class TrainLoop:
         """Mean loss of the validation items, shared out over the workers."""
         samples, targets = self._validation
         self._model.eval()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         for part in torch.split(self._worker.share(targets), self._options.batch_size):
             total += self._loss(self._plain, samples, part).item() * len(part)
         return float(self._worker.sum(total)) / len(targets)
@@ -200,7 +201,7 @@ class TrainLoop:
     def _save(self, order_rng: Tensor) -> None:
         if self._state_path is None:
             return
-        rng = self._worker.gather(torch.get_rng_state())
+        rng = self._worker.gather(self._worker.random_state())
         if self._worker.is_first:
             tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
             tensors |= {f"best.{name}": value for name, value in self._best.items()}
@@ -215,7 +216,7 @@ class TrainLoop:
         self._best = state.part("best")
         restore_optimizer(self._model, self._optimizer, state)
         self._order.set_state(state.tensors["order_rng"])
-        torch.set_rng_state(state.tensors["rng"][self._worker.rank].clone())
+        self._worker.set_random_state(state.tensors["rng"][self._worker.rank].clone())
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

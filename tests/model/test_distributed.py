@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.distributed import Worker, torchrun_worker
+from model.distributed_ray import train_on_ray
 from model.errors import ModelError
 from model.train import Samples
 
-SCRIPT = Path(__file__).with_name("train_under_torchrun.py")
+SCRIPT = Path(__file__).with_name("train_as_workers.py")
 ROOT = Path(__file__).parents[2]
 
 
 def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_under_torchrun", SCRIPT)
+    spec = importlib.util.spec_from_file_location("train_as_workers", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,17 +30,21 @@ def _script() -> ModuleType:
     return module
 
 
-def _torchrun(folder: Path, workers: int = 2, dropout: float = 0.0, stop_at: int = 0) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(folder), str(dropout), str(stop_at)],
+def _run(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command, str(SCRIPT), *map(str, arguments)],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+def _torchrun(folder: Path, dropout: float = 0.0, stop_at: int = 0) -> int:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = _run(command, folder, dropout, stop_at)
     if stop_at == 0:
         assert done.returncode == 0, done.stderr[-3000:]
     return done.returncode
@@ -49,10 +55,15 @@ def _ends(folder: Path) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.integration
-def test_two_workers_equal_one_with_the_same_global_batch_within_float_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_two_workers_equal_one_with_the_same_global_batch_within_float_error(launcher: str, tmp_path: Path) -> None:
     script = _script()
     assert len(Samples.of(script.ring())) % script.OPTIONS.batch_size == 1, "a worker without a sample must occur"
-    _torchrun(tmp_path)
+    if launcher == "ray":
+        done = _run([], tmp_path, 0.0, 0, "ray")
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        _torchrun(tmp_path)
     alone = script.fit(Worker(), tmp_path / "alone")
     first, second = _ends(tmp_path)
     assert [name for name in first if not torch.equal(first[name], second[name])] == [], "the workers drifted apart"
@@ -89,6 +100,12 @@ def test_single_worker_sends_nothing_and_needs_no_process_group() -> None:
     alone.wait()
     assert alone.sum(value) is value
     assert torch.equal(alone.gather(value), value[None])
+
+
+@pytest.mark.parametrize(("workers", "storage", "named"), [(0, "/storage", "workers"), (2, "x", "storage")])
+def test_train_on_ray_impossible_arguments_are_refused(workers: int, storage: str, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        train_on_ray(lambda _: None, workers, Path(storage))
 
 
 def test_torchrun_worker_outside_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from model.config import OneRecConfig
+from model.distributed import Worker
 from model.errors import ModelError
 from model.experts import MixtureOfExperts
 from model.onerec import OneRecV2
@@ -169,3 +171,17 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 def test_train_options_of_the_loop_impossible_values_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ModelError, match=next(iter(change))):
         TrainOptions(**change)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_equals_the_cpu_within_float_error(
+    toy_split: Split, toy_config: OneRecConfig, tmp_path: Path
+) -> None:
+    config, options = dataclasses.replace(toy_config, **EXPERTS), dataclasses.replace(QUICK, patience=1, accumulate=2)
+    worker, path = Worker(device=torch.device("cuda")), tmp_path / "state.safetensors"
+    cpu = train(toy_split, config, seed=0, options=options)
+    gpu = train(toy_split, config, seed=0, options=options, worker=worker, state_path=path)
+    assert gpu.step_losses == pytest.approx(cpu.step_losses, rel=1e-2)
+    assert {parameter.device.type for parameter in gpu.model.parameters()} == {"cpu"}
+    again = train(toy_split, config, seed=0, options=options, worker=worker, state_path=path)
+    assert again.step_losses == gpu.step_losses
