@@ -64,8 +64,30 @@ class SixteenBit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Dense(Generic[M]):
+    """A feed-forward that every row sees whole: up [2I, d], gate rows first, and down [d, I]."""
+
+    up: M
+    down: M
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """A mixture; the `shared` ones, which every row sees, come first.
+
+    router [E', d] with rows of zeros behind those of the E routed experts, router_bias [E] float32.
+    """
+
+    up: ExpertMatrix
+    down: ExpertMatrix
+    shared: int
+    router: Tensor
+    router_bias: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockMatrices(Generic[M]):
-    """One block, ready to run; see `BlockWeights`. The router has rows of zeros behind those of the experts."""
+    """One block, ready to run; see `BlockWeights`."""
 
     norm_cross: Tensor
     norm_self: Tensor
@@ -74,8 +96,4 @@ class BlockMatrices(Generic[M]):
     cross_o: M
     self_qkv: M
     self_o: M
-    up: ExpertMatrix
-    down: ExpertMatrix
-    shared: int
-    router: Tensor | None
-    router_bias: Tensor | None
+    feed_forward: Dense[M] | Experts

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.engine.arithmetic import Arithmetic, BlockMatrices
+from model.engine.arithmetic import Arithmetic, BlockMatrices, Dense, Experts
 from model.engine.cross_attention import ContextRows, cross_attention
 from model.engine.grouped import grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import capacity, one_expert, route, spread
+from model.engine.routing import capacity, route, spread
 from model.engine.select import GROUP, select_beams
 from model.engine.self_attention import self_attention
+from model.engine.swiglu import swiglu
 from model.engine.weights import BlockWeights, DecoderWeights
 from model.errors import ModelError
 
@@ -51,7 +52,6 @@ class Decoder(Generic[M]):
 
     def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
         matrix = self.arithmetic.matrix
-        up, down = self.arithmetic.experts(block.up, block.down)
         return BlockMatrices(
             norm_cross=block.norm_cross,
             norm_self=block.norm_self,
@@ -60,12 +60,14 @@ class Decoder(Generic[M]):
             cross_o=matrix(block.cross_o),
             self_qkv=matrix(block.self_qkv),
             self_o=matrix(block.self_o),
-            up=up,
-            down=down,
-            shared=block.shared,
-            router=None if block.router is None else _eights(block.router),
-            router_bias=block.router_bias,
+            feed_forward=self._feed_forward_of(block),
         )
+
+    def _feed_forward_of(self, block: BlockWeights) -> Dense[M] | Experts:
+        if block.router is None or block.router_bias is None:
+            return Dense(self.arithmetic.matrix(block.up[0]), self.arithmetic.matrix(block.down[0]))
+        up, down = self.arithmetic.experts(block.up, block.down)
+        return Experts(up, down, block.shared, _eights(block.router), block.router_bias)
 
     def decode(self, contexts: tuple[ContextRows, ...], width: int) -> Decoded:
         """One ContextRows per key/value set; width: beams kept after every level, a power of two."""
@@ -120,26 +122,25 @@ class Decoder(Generic[M]):
         return self._feed_forward(block, h, product(mixed, block.self_o)), qkv
 
     def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor) -> Tensor | Mixed:
-        config, tokens = self.config, h.shape[0]
-        routed, top_k = (0, 0) if block.router_bias is None else (len(block.router_bias), config.experts_per_token)
+        layer = block.feed_forward
+        if isinstance(layer, Experts):
+            return self._mixture(layer, h, pending, block.norm_ffn)
+        product, eight = self.arithmetic.product, self.arithmetic.eight
+        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=eight)
+        return product(swiglu(product(x, layer.up), eight=eight), layer.down)
+
+    def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor) -> Mixed:
+        eight, top_k = self.arithmetic.eight, self.config.experts_per_token
+        room = capacity(h.shape[0], layer.shared, layer.router_bias.shape[0], top_k)
         x = add_norm(
-            h,
-            pending,
-            block.norm_ffn,
-            config.norm_eps,
-            eight=self.arithmetic.eight,
-            want_plain=routed > 0,
-            want_square=self.arithmetic.eight,
-            capacity=capacity(tokens, block.shared, routed, top_k) if block.shared else 0,
-        )
-        if block.router is None or block.router_bias is None or x.plain is None:
-            tiles = one_expert(tokens, h.device)
-            inner = grouped_product(x, block.up, tiles, gated=True)
-            return grouped_product(inner, block.down, tiles).values[:tokens]
-        way = route(functional.linear(x.plain, block.router), block.router_bias, top_k, block.shared)
-        placed = spread(Rows(x.values, x.scale, x.square), way, block.shared)
-        inner = grouped_product(placed, block.up, way.tiles, gated=True)
-        return Mixed(grouped_product(inner, block.down, way.tiles).values, way.position, way.share)
+            h, pending, gamma, self.config.norm_eps, eight=eight, want_plain=True, want_square=eight,
+            capacity=room if layer.shared else 0,
+        )  # fmt: skip
+        plain = x.values if x.plain is None else x.plain
+        way = route(functional.linear(plain, layer.router), layer.router_bias, top_k, layer.shared)
+        placed = spread(Rows(x.values, x.scale, x.square), way, layer.shared)
+        inner = grouped_product(placed, layer.up, way.tiles, gated=True)
+        return Mixed(grouped_product(inner, layer.down, way.tiles).values, way.position, way.share)
 
 
 def _eights(weight: Tensor) -> Tensor:

@@ -85,14 +85,6 @@ def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:
     return Route(position, share, ExpertTiles(tiles, used))
 
 
-def one_expert(tokens: int, device: torch.device) -> ExpertTiles:
-    """All rows belong to expert 0: a dense feed-forward."""
-    tiles = triton.cdiv(tokens, ROWS_TILE)
-    return ExpertTiles(
-        torch.zeros(tiles, dtype=torch.int32, device=device), torch.full((1,), tiles, dtype=torch.int32, device=device)
-    )
-
-
 def spread(rows: Rows, route: Route, shared: int) -> Rows:
     """Copy each token's row to its places; with shared experts the first T rows are in place already."""
     tokens, places = route.position.shape

@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 from model.engine.cross_attention import cross_attention
 from model.engine.grouped import grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import one_expert, route, spread
+from model.engine.routing import route, spread
 from model.engine.self_attention import self_attention
+from model.engine.swiglu import swiglu
 from quant.kernels.eight_bit import EightBit
 from quant.primitives import sqnr_db
 
@@ -79,16 +80,13 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
     assert sqnr_db(exact, got) > 25.0
 
 
-def test_a_dense_feed_forward_is_one_expert() -> None:
-    d, inner, tokens = 512, 2048, 300
-    up, down = randn(1, 2 * inner, d, seed=1, std=d**-0.5), randn(1, d, inner, seed=2, std=inner**-0.5)
-    ones = torch.ones(d, device="cuda", dtype=torch.bfloat16)
-    tiles = one_expert(tokens, torch.device("cuda"))
-    x = add_norm(randn(tokens, d, seed=3), None, ones, 1e-6, eight=True, want_square=True, capacity=tiles.rows)
-    first, second = EIGHT.experts(up, down)
-    got = grouped_product(grouped_product(x, first, tiles, gated=True), second, tiles).values[:tokens]
-    gate, linear = (wide(x, tokens) @ up[0].double().t()).chunk(2, dim=1)
-    assert sqnr_db(functional.silu(gate) * linear @ down[0].double().t(), got) > 25.0
+@pytest.mark.parametrize("inner", [384, 2048, 14336])
+def test_swiglu_rounds_each_row(inner: int) -> None:
+    gate_up = randn(70, 2 * inner, seed=1, std=2.0)
+    gate, linear = gate_up.double().chunk(2, dim=1)
+    exact = functional.silu(gate) * linear
+    assert sqnr_db(exact, wide(swiglu(gate_up, eight=True), 70)) > 30.0
+    assert sqnr_db(exact, swiglu(gate_up).values) > 45.0
 
 
 @pytest.mark.parametrize(("beams", "length", "own"), [(512, 3072, False), (1, 3072, False), (512, 700, True)])
