@@ -46,7 +46,10 @@ RANKS = "0123456789"
 Report = Callable[[float, str], None]
 """(share done, what to show)"""
 
-ONEREC: dict[str, tuple[str, TrainOptions]] = {"OneRec-V2 `tiny`": ("tiny", TrainOptions())}
+ONEREC: dict[str, tuple[str, TrainOptions]] = {
+    "OneRec-V2 `tiny`": ("tiny", TrainOptions()),
+    "OneRec-V2 `small`": ("small", TrainOptions(epochs=8, learning_rate=2e-3)),
+}
 """Name -> preset and how it is trained."""
 LINEAR: dict[str, Callable[[Split], Ranker]] = {"popularity": popularity, "item-kNN": item_knn, "EASE": ease}
 """Without randomness: one run stands for every seed."""
@@ -119,9 +122,11 @@ def measure(name: str, split: Split, seed: int, quick: bool, report: Report) -> 
     return Run(name, seed, json.dumps(settings_of(name, quick), sort_keys=True), found[0], found[1], round(train_s, 1))
 
 
-def difference(runs: list[Run], reference: list[Run]) -> tuple[float, float]:
-    """HR@10 minus the reference's, over the seeds that both have; (mean, standard error over users)."""
-    seeds = sorted({run.seed for run in runs} & {run.seed for run in reference})
+def difference(runs: list[Run], reference: list[Run]) -> tuple[float, float] | None:
+    """HR@10 minus the reference's, over the seeds that both have: (mean, standard error over users); None without."""
+    seeds = {run.seed for run in runs} & {run.seed for run in reference}
+    if not seeds:
+        return None
     hits = [np.mean([run.gains()[:, 0] for run in group if run.seed in seeds], axis=0) for group in (runs, reference)]
     per_user = hits[0] - hits[1]
     return float(per_user.mean()), float(per_user.std(ddof=1) / np.sqrt(per_user.shape[0]))
@@ -149,8 +154,9 @@ def summary(runs: list[Run]) -> tuple[list[str], dict[str, float]]:
             numbers |= {f"{key}_{metric}": round(mean, 5), f"{key}_{metric}_std": round(spread, 5)}
             shown.append(f"{mean:.4f} ± {spread:.4f}" if len(group) > 1 else f"{mean:.4f}")
         over = ""
-        if name not in LINEAR and name != REFERENCE and REFERENCE in by_name:
-            gap, error = difference(group, by_name[REFERENCE])
+        compared = None if name in LINEAR or name == REFERENCE else difference(group, by_name.get(REFERENCE, []))
+        if compared is not None:
+            gap, error = compared
             numbers |= {f"{key}_hr10_over_sasrec": round(gap, 5), f"{key}_hr10_over_sasrec_error": round(error, 5)}
             over = f"{gap:+.4f} ± {error:.4f}"
         seeds = "any" if name in LINEAR else ", ".join(str(run.seed) for run in group)
