@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from scipy.optimize import brentq
-
 from stats.contrast import floored
+from stats.edge import edge
 from stats.errors import StatsError
 from stats.estimate import Estimate
 from stats.mixture import log_e_one_sided
+from stats.relative import half_width
 
-_GROWTH = 1.5
-_STEPS = 80
+_LONGEST = 3.0
+"""Standard errors that the search for the bound may look ahead."""
 
 
 def relative_bound(
@@ -28,7 +28,11 @@ def relative_bound(
         raise StatsError("alpha", f"must lie strictly between 0 and 0.5, got {alpha}")
     sign = 1.0 if increasing else -1.0
     t, c = floored(treatment, control)
-    if c.value <= 0 or t.variance + c.variance == 0:
+    if c.value <= 0:
+        return -sign * math.inf
+    centre = t.value / c.value
+    spread = t.variance + centre * centre * c.variance
+    if spread == 0:  # also a treatment in which nobody has done anything yet
         return -sign * math.inf
     threshold = math.log(1 / alpha)
 
@@ -39,11 +43,7 @@ def relative_bound(
             return -threshold
         return log_e_one_sided(sign * (t.value - q * c.value), variance, tau2) - threshold
 
-    centre = t.value / c.value
-    inner, reach = centre, math.sqrt(t.variance + centre * centre * c.variance) / c.value
-    for _ in range(_STEPS):
-        outer = inner - sign * reach
-        if proof(outer) > 0:
-            return float(brentq(proof, inner, outer, xtol=1e-14, rtol=1e-13)) - 1
-        inner, reach = outer, reach * _GROWTH
-    return -sign * math.inf
+    # About the two-sided limit at twice alpha; with a noisy control what is ruled out may be a narrow window, so a
+    # step is never long.
+    reach = min(half_width(spread, tau2, 2 * alpha), _LONGEST * math.sqrt(spread)) / c.value
+    return edge(proof, centre, -sign * reach) - 1

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-from scipy.optimize import brentq
 
 from stats.contrast import floored
+from stats.edge import edge
 from stats.errors import StatsError
 from stats.estimate import Estimate
-
-_GROWTH = 1.2
-_STEPS = 120
 
 
 def relative_interval(treatment: Estimate, control: Estimate, tau2: float, alpha: float) -> tuple[float, float]:
@@ -42,21 +37,10 @@ def relative_interval(treatment: Estimate, control: Estimate, tau2: float, alpha
         return abs(t.value - q * c.value) - half_width(variance, tau2, alpha)
 
     reach = half_width(spread, tau2, alpha) / abs(c.value)
-    return _edge(excess, centre, -reach) - 1, _edge(excess, centre, reach) - 1
+    return edge(excess, centre, -reach) - 1, edge(excess, centre, reach) - 1
 
 
 def half_width(variance: float, tau2: float, alpha: float) -> float:
     """Half the width of the two-sided confidence sequence, for a positive variance (see `mixture`)."""
     x = tau2 / variance
     return math.sqrt(variance * (1 + 1 / x) * (2 * math.log(1 / alpha) + math.log1p(x)))
-
-
-def _edge(excess: Callable[[float], float], centre: float, reach: float) -> float:
-    """The first q from the centre, in the direction of `reach`, that is rejected; infinite when none is found."""
-    inner, step = centre, 0.5 * reach
-    for _ in range(_STEPS):
-        outer = centre + step
-        if excess(outer) > 0:
-            return float(brentq(excess, inner, outer, xtol=1e-15, rtol=1e-14))
-        inner, step = outer, step * _GROWTH
-    return math.copysign(math.inf, reach)
