@@ -4,8 +4,8 @@ What the unit is. ZOZOTOWN drew the policy anew for each user impression (the da
 user, and the logs name no users. So the user impression is what was randomised, and it is the unit here: rows of one
 timestamp and one profile are the slots of one impression and count together. That is right for this experiment and
 would be wrong for one that randomises users. As a check the same is done with the profile as unit: the combination of
-the four hashed user features, some 200 to 250 a log, each holding many users whole. Both arms share the profiles, which
-makes the sum of their variances too large, not too small.
+the four hashed user features, some 200 to 250 a log, which should hold each user whole (what was hashed is not said).
+Both arms share the profiles: where those differ in taste, the sum of the arms' variances is too large, not too small.
 """
 
 from __future__ import annotations

