@@ -17,7 +17,7 @@ from experiment.ports import ExperimentRepository
 from experiment.ramp import VERDICT_OF, Action, act, new_experiment, step
 from experiment.routing import RoutingTable, compile_table
 from experiment.spec import ExperimentSpec
-from experiment.state import DecisionRow, ExperimentRow, LookInput, Reason, State, Verdict
+from experiment.state import GATE, DecisionRow, ExperimentRow, LookInput, Reason, State, Verdict
 
 
 def look(repository: ExperimentRepository, key: str, now: datetime, code_version: str) -> DecisionRow:
@@ -31,7 +31,7 @@ def look(repository: ExperimentRepository, key: str, now: datetime, code_version
     before = seen.row
     after = after_look(seen, evidence, verdict, reasons, now)
     decision = _decision(
-        before, after, verdict, reasons, now, "gate", code_version, evidence.to_dict() | {"row": _situation(before)}
+        before, after, verdict, reasons, now, GATE, code_version, evidence.to_dict() | {"row": _situation(before)}
     )
     repository.commit(after, decision, before.version)
     return decision
@@ -64,7 +64,7 @@ def record_failure(
     before = repository.get(key)
     reasons = (Reason("look_failed", f"the look failed: {type(error).__name__}: {error}"),)
     after = replace(step(before, Verdict.ERROR, reasons, now), looks=before.looks + 1)
-    decision = _decision(before, after, Verdict.ERROR, reasons, now, "gate", code_version, {})
+    decision = _decision(before, after, Verdict.ERROR, reasons, now, GATE, code_version, {})
     repository.commit(after, decision, before.version)
     return decision
 

@@ -71,8 +71,12 @@ class ExperimentRepository(Protocol):
         Raises VersionConflictError if somebody was faster, and writes nothing then.
         """
 
-    def decisions(self, key: str, run: int | None = None) -> Sequence[DecisionRow]:
-        """Oldest first; run None means the current one."""
+    def decisions(self, key: str, run: int | None = None, thinned_to: int | None = None) -> Sequence[DecisionRow]:
+        """Oldest first; run None means the current one.
+
+        thinned_to: about as many looks, evenly spread, for long runs. What a person did, what changed the state or the
+        step, and the newest NEWEST decisions are there in any case.
+        """
 
     def routing_version(self) -> int:
         """Grows with every commit that can change the routing (state, run, step, overrides)."""

@@ -11,12 +11,9 @@ from experiment.evidence import Evidence, MetricEvidence, Reading
 from experiment.gate import promote_threshold
 from experiment.outlook import outlook
 from experiment.spec import Arm, ExperimentSpec
-from experiment.state import DecisionRow, ExperimentRow, State, Verdict
+from experiment.state import NEWEST, DecisionRow, ExperimentRow, State, Verdict
 from stats.evalues import p_value
 from stats.srm import INVALID_LOG_E, WARN_LOG_E
-
-NEWEST = 200
-"""Decisions that a report carries; all of them are at /decisions."""
 
 COUNTED = ("requests", "impressions", "clicks", "watch_s", "likes", "dismisses", "slow", "failed", "fallbacks")
 
@@ -24,7 +21,7 @@ Fields = dict[str, Any]
 
 
 def build_report(row: ExperimentRow, decisions: Sequence[DecisionRow], evidence: Evidence | None = None) -> Fields:
-    """Everything known about the current run. decisions: of this run, oldest first.
+    """Everything known about the current run. decisions: of this run, oldest first, thinned or not.
 
     evidence: None takes that of the newest look. Fields of a run without a look are empty, never made up.
     """

@@ -11,6 +11,12 @@ from typing import Any
 from experiment.spec import ExperimentSpec
 from stats.moments import Moments
 
+GATE = "gate"
+"""The actor of every look; anybody else is a person."""
+
+NEWEST = 200
+"""Decisions of a run that are always read and shown, however long the run is."""
+
 
 class State(StrEnum):
     """Where a run stands. The last three end it; only an explicit restart (a new run) follows them."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from experiment.errors import ExperimentExistsError, UnknownExperimentError, VersionConflictError
 from experiment.ramp import created_by, new_experiment
 from experiment.spec import ExperimentSpec
-from experiment.state import DecisionRow, ExperimentRow, LookInput
+from experiment.state import GATE, NEWEST, DecisionRow, ExperimentRow, LookInput
 from experiment.store import schema
 from experiment.store.engine import reading, writing
 from experiment.store.looks_sql import read_look
@@ -75,12 +75,16 @@ class SqlExperimentRepository:
                 add_to_counter(connection, ROUTING, 1)
         return written
 
-    def decisions(self, key: str, run: int | None = None) -> Sequence[DecisionRow]:
+    def decisions(self, key: str, run: int | None = None, thinned_to: int | None = None) -> Sequence[DecisionRow]:
         """See `ExperimentRepository.decisions`."""
         table = schema.decisions
         with reading(self._engine) as connection:
             chosen = run if run is not None else _get(connection, key).run
-            query = sa.select(table).where(table.c.key == key, table.c.run == chosen).order_by(table.c.id)
+            of_run = (table.c.key == key) & (table.c.run == chosen)
+            query = sa.select(table).where(of_run).order_by(table.c.id)
+            if thinned_to is not None:
+                looks = connection.scalar(sa.select(sa.func.max(table.c.look)).where(of_run)) or 0
+                query = query.where(_worth_keeping(of_run, max(1, looks // thinned_to)))
             return [decision_from_row(dict(row)) for row in connection.execute(query).mappings()]
 
     def routing_version(self) -> int:
@@ -127,6 +131,19 @@ class SqlExperimentRepository:
         with reading(self._engine) as connection:
             row = connection.execute(sa.select(table).where(table.c.key == idempotency_key)).one_or_none()
         return None if row is None else (row.request_digest, json.loads(row.response))
+
+
+def _worth_keeping(of_run: sa.ColumnElement[bool], every: int) -> sa.ColumnElement[bool]:
+    """What `thinned_to` leaves: each `every`-th look, changes, people's actions and the newest."""
+    table = schema.decisions
+    newest = sa.select(table.c.id).where(of_run).order_by(table.c.id.desc()).limit(NEWEST)
+    return sa.or_(
+        table.c.look % every == 0,
+        table.c.state_before != table.c.state_after,
+        table.c.step_before != table.c.step_after,
+        table.c.actor != GATE,
+        table.c.id.in_(newest.scalar_subquery()),
+    )
 
 
 def _get(connection: sa.Connection, key: str) -> ExperimentRow:

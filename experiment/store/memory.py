@@ -19,7 +19,7 @@ from experiment.ports import Enrolment, Ingested
 from experiment.ramp import created_by, new_experiment
 from experiment.routing import RoutingTable
 from experiment.spec import ExperimentSpec, MetricSpec
-from experiment.state import ArmAggregate, DecisionRow, ExperimentRow, LookInput
+from experiment.state import GATE, NEWEST, ArmAggregate, DecisionRow, ExperimentRow, LookInput
 from experiment.store.looks_sql import LOST_AFTER
 from experiment.store.storable import storable
 from stats.moments import Moments
@@ -177,11 +177,22 @@ class MemoryExperimentRepository:
                 tables.routing_version += 1
         return written
 
-    def decisions(self, key: str, run: int | None = None) -> Sequence[DecisionRow]:
+    def decisions(self, key: str, run: int | None = None, thinned_to: int | None = None) -> Sequence[DecisionRow]:
         """See `ExperimentRepository.decisions`."""
         with self._tables.lock:
             chosen = self.get(key).run if run is None else run
-            return [decision for decision in self._tables.decisions if (decision.key, decision.run) == (key, chosen)]
+            found = [one for one in self._tables.decisions if (one.key, one.run) == (key, chosen)]
+        if thinned_to is None:
+            return found
+        every = max(1, max((one.look for one in found), default=0) // thinned_to)
+        return [
+            one
+            for place, one in enumerate(found)
+            if one.look % every == 0
+            or (one.state_before, one.step_before) != (one.state_after, one.step_after)
+            or one.actor != GATE
+            or place >= len(found) - NEWEST
+        ]
 
     def routing_version(self) -> int:
         """See `ExperimentRepository.routing_version`."""

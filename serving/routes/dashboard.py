@@ -33,6 +33,10 @@ _WEEK_S = 7 * 86_400
 _templates = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True)
 
 
+DRAWN = 300
+"""Looks that a chart shows; more would not be seen."""
+
+
 @router.get("/")
 def home(request: Request, services: Shared) -> Response:
     """All experiments, newest first."""
@@ -96,7 +100,7 @@ def static(name: str) -> Response:
 
 def _content(key: str, services: Services) -> dict[str, Any]:
     row = services.experiments.get(key)
-    decisions = services.experiments.decisions(key)
+    decisions = services.experiments.decisions(key, thinned_to=DRAWN)
     report = build_report(row, decisions)
     points = timeseries(row.spec, decisions)
     drawings = []

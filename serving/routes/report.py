@@ -20,21 +20,27 @@ Run = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="an earlier ru
 def status(key: str, services: Shared) -> dict[str, Any]:
     """safe_to_advance: the last look found no sign of harm and nothing missing."""
     row = services.experiments.get(key)
-    return build_status(row, services.experiments.decisions(key))
+    return build_status(row, services.experiments.decisions(key, thinned_to=1))
 
 
 @router.get("/{key}/report", summary="Everything about the current run")
 def report(key: str, services: Shared) -> dict[str, Any]:
     """Counts, effects with always-valid limits, sample ratio, ramp steps with reasons, newest decisions."""
     row = services.experiments.get(key)
-    return build_report(row, services.experiments.decisions(key))
+    return build_report(row, services.experiments.decisions(key, thinned_to=1))
 
 
 @router.get("/{key}/timeseries", summary="The confidence sequences, look by look")
-def series(key: str, services: Shared, run: Run = None) -> dict[str, Any]:
+def series(
+    key: str,
+    services: Shared,
+    run: Run = None,
+    looks: Annotated[int, Query(ge=1, le=100_000, description="about as many, evenly spread, and the newest")] = 500,
+) -> dict[str, Any]:
     """One point per look, metric and treatment."""
     row = services.experiments.get(key)
-    return {"key": key, "run": run or row.run, "points": timeseries(row.spec, services.experiments.decisions(key, run))}
+    found = services.experiments.decisions(key, run, thinned_to=looks)
+    return {"key": key, "run": run or row.run, "points": timeseries(row.spec, found)}
 
 
 @router.get("/{key}/decisions", summary="Who decided what, when and why")

@@ -14,9 +14,9 @@ import pytest
 
 from experiment.evidence import Evidence, weigh
 from experiment.gate import promote_threshold
-from experiment.report import COUNTED, NEWEST, build_report, build_status, coverage, srm, timeseries
+from experiment.report import COUNTED, build_report, build_status, coverage, srm, timeseries
 from experiment.spec import ExperimentSpec, parse_spec
-from experiment.state import DecisionRow, ExperimentRow, Latch, Reason, State, Verdict
+from experiment.state import NEWEST, DecisionRow, ExperimentRow, Latch, Reason, State, Verdict
 from stats.srm import INVALID_LOG_E, WARN_LOG_E
 from tests.experiment.factories import NOW, aggregate, look_at, running_row, visitors
 

@@ -18,7 +18,7 @@ from experiment.events import Interaction, Kind, Record, Served
 from experiment.metrics import COLUMNS
 from experiment.ports import AssignmentStore, EventLog, ExperimentRepository
 from experiment.spec import ExperimentSpec, parse_spec
-from experiment.state import DecisionRow, ExperimentRow, Reason, State, Verdict
+from experiment.state import GATE, DecisionRow, ExperimentRow, Reason, State, Verdict
 from experiment.store import schema
 from experiment.store.assignments_redis import RedisAssignments
 from experiment.store.engine import create_engine
@@ -113,9 +113,11 @@ def _naive_totals(records: Iterable[Record], window_s: float = WINDOW_S) -> dict
     return totals
 
 
-def _commit(experiments: ExperimentRepository, after: ExperimentRow, before: ExperimentRow) -> ExperimentRow:
+def _commit(
+    experiments: ExperimentRepository, after: ExperimentRow, before: ExperimentRow, actor: str = GATE
+) -> ExperimentRow:
     decision = DecisionRow(
-        key=after.key, run=after.run, look=after.looks, at=START, actor="gate", verdict=Verdict.HOLD,
+        key=after.key, run=after.run, look=after.looks, at=START, actor=actor, verdict=Verdict.HOLD,
         state_before=before.state, state_after=after.state, step_before=before.step, step_after=after.step,
         reasons=(Reason("waiting", "waiting for more users", metric="ctr", estimate=0.1, n=5),),
         evidence={"users": {"fp8": 5}, "low": None}, spec_digest=after.spec_digest, code_version="abc",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experiment.errors import ExperimentExistsError, UnknownExperimentError, VersionConflictError
-from experiment.state import ExperimentRow, Latch, State, Verdict
+from experiment.state import NEWEST, ExperimentRow, Latch, State, Verdict
 
 
 @pytest.fixture
@@ -89,6 +89,22 @@ def test_decisions_round_trip_oldest_first_and_by_run(experiments: Any, make: Si
     assert [(reason.code, reason.metric, reason.estimate, reason.n) for reason in found.reasons] == [
         ("waiting", "ctr", 0.1, 5)
     ]
+
+
+def test_a_long_run_is_thinned_but_keeps_its_turns_its_people_and_its_end(
+    experiments: Any, make: SimpleNamespace
+) -> None:
+    row = experiments.create(make.spec(), make.start, "ann")
+    row = make.commit(experiments, replace(row, state=State.RUNNING), row, actor="ben")
+    for look in range(1, 2 * NEWEST + 1):
+        row = make.commit(experiments, replace(row, looks=look, step=1 if look >= 33 else 0), row)
+    everything = experiments.decisions("fp8")
+    assert len(everything) == 2 * NEWEST + 2
+    assert experiments.decisions("fp8", thinned_to=10_000) == everything
+    thinned = experiments.decisions("fp8", thinned_to=10)
+    assert [one.actor for one in thinned[:2]] == ["ann", "ben"]
+    assert [one.look for one in thinned[2:-NEWEST]] == [33, 40, 80, 120, 160, 200]
+    assert list(thinned[-NEWEST:]) == list(everything[-NEWEST:])
 
 
 def test_a_commit_at_an_old_version_writes_nothing(experiments: Any, make: SimpleNamespace) -> None:
