@@ -10,7 +10,6 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 
 import duckdb
@@ -106,10 +105,12 @@ def bare_tests(metrics, tuning):
     return results
 
 
-def timed(call: Callable[[], object]) -> tuple[float, object]:
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result
+def timed(call, times=1):
+    """(wall and CPU seconds of one call, the last result); CPU time is that of all threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        result = call()
+    return {"wall_s": (time.perf_counter() - wall) / times, "cpu_s": (time.process_time() - cpu) / times}, result
 
 
 class Peers:
@@ -132,11 +133,11 @@ class Peers:
         data = report_input(self.metrics, self.tuning)
         seconds, results = timed(lambda: process_experiment_results(data))
         arms = [result["analyses"][0]["dimensions"][0]["variations"] for result in results]
-        return {"s": seconds, "control": [arm[0]["stats"]["mean"] for arm in arms]}
+        return seconds | {"control": [arm[0]["stats"]["mean"] for arm in arms]}
 
-    def gbstats_bare(self):
-        seconds, results = timed(lambda: bare_tests(self.metrics, self.tuning))
-        return {"s": seconds, "results": results}
+    def gbstats_bare(self, calls):
+        seconds, results = timed(lambda: bare_tests(self.metrics, self.tuning), calls)
+        return seconds | {"results": results}
 
     def load(self, parquet):
         self.parquet = parquet
@@ -153,7 +154,7 @@ class Peers:
 
     def _aggregate(self, connection, source):
         seconds, rows = timed(lambda: connection.execute(PER_ARM.format(source=source)).fetchall())
-        return {"s": seconds, "rows": rows}
+        return seconds | {"rows": rows}
 
 
 def main() -> None:
