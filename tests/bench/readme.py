@@ -1,0 +1,82 @@
+"""The README's tables of figures, made from the kept results: nobody copies a number by hand.
+
+    python tests/bench/readme.py [--check]
+
+Each table stands between `<!-- table NAME -->` and `<!-- end -->`. --check changes nothing and fails where one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).resolve().parents[2] / "README.md"
+_BLOCK = re.compile(r"(<!-- table (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A kept result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown, with a newline at its end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def decode(sections: dict[str, Any]) -> str:
+    """Latency and throughput of every arm, the slowest first."""
+    titles = {
+        "eager": "PyTorch eager, BF16",
+        "compiled": "PyTorch `torch.compile` + CUDA graphs, BF16",
+        "bf16": "this engine, BF16",
+        "fp8": "this engine, FP8",
+    }
+    workloads = {
+        "moe": "MoE 4B/0.5B, 28 requests",
+        "8b": "8B dense, 4 requests",
+        "1b": "1B dense, 1 request",
+    }
+    rows = []
+    for workload, label in workloads.items():
+        for arm, title in titles.items():
+            if found := sections.get(f"{workload} {arm}"):
+                rows.append([label, title, f"{found['latency_ms']:.1f}", f"{found['queries_per_s']:.0f}"])
+    return table(["model", "arm", "ms", "queries/s"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+}
+
+
+def filled(text: str) -> str:
+    """The README with every table made anew. Raises KeyError for a table that nobody makes."""
+    return _BLOCK.sub(lambda found: found[1] + TABLES[found["name"]]() + found[3], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where a table differs")
+    check = parser.parse_args().check
+    before = README.read_text()
+    after = filled(before)
+    if before == after:
+        return 0
+    if check:
+        print("README.md differs from tests/bench/results: run python tests/bench/readme.py", file=sys.stderr)
+        return 1
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
