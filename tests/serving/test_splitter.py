@@ -188,6 +188,13 @@ async def test_a_dead_treatment_is_no_longer_asked_and_the_answers_say_so(world:
     assert (await world.ask(CONTROLLED[0])).fallback is None
 
 
+async def test_failures_with_an_answer_between_them_cut_nobody_off(world: World) -> None:
+    for _ in range(4):
+        for failing in ({"fp8": "timeout"}, {"fp8": "timeout"}, {}):
+            world.variants.failing = failing
+            assert (await world.ask(TREATED[0])).fallback == failing.get("fp8")
+
+
 async def test_a_question_that_a_variant_refuses_does_not_cut_it_off_from_others(world: World) -> None:
     world.variants.failing["fp8"] = "refused"
     assert [(await world.ask(user)).fallback for user in TREATED[:6]] == ["refused"] * 6
