@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -59,7 +60,10 @@ REFERENCE = "SASRec, softmax"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One trained recommender: places holds, user by user, the rank of the test item as a digit, or a dash."""
+    """One trained recommender: places holds, user by user, the rank of the test item as a digit, or a dash.
+
+    train_s: seconds of computing, which others on the same machine do not lengthen much.
+    """
 
     recommender: str
     seed: int
@@ -115,9 +119,9 @@ def build(name: str, split: Split, seed: int, quick: bool, report: Report) -> Ra
 
 def measure(name: str, split: Split, seed: int, quick: bool, report: Report) -> Run:
     """Train and evaluate once."""
-    began = time.perf_counter()
+    began = time.process_time()
     ranker = build(name, split, seed, quick, report)
-    train_s = time.perf_counter() - began
+    train_s = time.process_time() - began
     found = [places(ranker, split, validation=validation) for validation in (False, True)]
     return Run(name, seed, json.dumps(settings_of(name, quick), sort_keys=True), found[0], found[1], round(train_s, 1))
 
@@ -135,7 +139,7 @@ def difference(runs: list[Run], reference: list[Run]) -> tuple[float, float] | N
 def summary(runs: list[Run]) -> tuple[list[str], dict[str, float]]:
     """Rows of the Markdown table, and the same as flat numbers."""
     lines = [
-        "| recommender | HR@10 | NDCG@10 | validation HR@10 | seeds | training, s | HR@10 over SASRec |",
+        "| recommender | HR@10 | NDCG@10 | validation HR@10 | seeds | s of computing | HR@10 over SASRec |",
         "|---|---|---|---|---|---|---|",
     ]
     numbers: dict[str, float] = {}
@@ -187,8 +191,7 @@ def write(path: Path, setting: dict[str, str], runs: list[Run]) -> None:
         "",
         *lines,
         "",
-        f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`. Training",
-        "times were taken on a machine that others used at the same time.",
+        f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`.",
     ]
     path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -202,7 +205,7 @@ def the_setting() -> dict[str, str]:
         "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "commit": done.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
     }
 
 
