@@ -147,6 +147,8 @@ def _worth_keeping(of_run: sa.ColumnElement[bool], every: int) -> sa.ColumnEleme
 
 
 def _get(connection: sa.Connection, key: str) -> ExperimentRow:
+    if "\0" in key:  # PostgreSQL refuses the question
+        raise UnknownExperimentError(key)
     query = sa.select(schema.experiments).where(schema.experiments.c.key == key)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:

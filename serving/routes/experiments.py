@@ -98,6 +98,8 @@ async def lift_override(key: str, user_id: str, services: Shared, principal: Ope
 
 async def _override(services: Services, key: str, user_id: str, arm: str | None, principal: Principal) -> None:
     user = checked(user_id)
+    if "\0" in user:
+        raise InvalidRequestError("user_id", "must not contain NUL: no database keeps it")
     await asyncio.to_thread(services.experiments.set_override, key, user, arm, services.clock(), principal.name)
     await services.publish()
 
