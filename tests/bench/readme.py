@@ -53,8 +53,22 @@ def decode(sections: dict[str, Any]) -> str:
     return table(["model", "arm", "ms", "queries/s"], rows)
 
 
+def report(numbers: dict[str, float]) -> str:
+    """The four headline figures of the report benchmark."""
+    peer = f"{numbers['times_faster_than_gbstats']:.0f} times as long"
+    return table(
+        ["10 metrics, 2 arms; 10 million impressions", "here", "the peer"],
+        [
+            ["a whole report", f"{numbers['report_ms']:.2f} ms", f"gbstats' sequential report: {peer}"],
+            ["events folded, one core, batches of 10,000", f"{numbers['fold_events_per_s'] / 1e6:.1f} million/s", "–"],
+            ["cold rebuild from Parquet", f"{numbers['rebuild_over_duckdb']:.2f} of DuckDB's time", "DuckDB: 1"],
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+    "report": lambda: report(load("report")["numbers"]),
 }
 
 
