@@ -67,5 +67,6 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Where the service answers."""
-        return f"http://{self.host}:{self.port}"
+        """Where the service answers; an IPv6 address stands in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"

@@ -53,6 +53,10 @@ def test_everything_of_the_service_lies_in_its_home_wherever_one_stands(
     assert {path.parent for path in paths} == {home}
 
 
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert Settings(host="::1", port=9000).url == "http://[::1]:9000"
+
+
 def test_the_address_follows_from_host_and_port() -> None:
     assert Settings(host="10.0.0.1", port=81).url == "http://10.0.0.1:81"
 
