@@ -241,6 +241,7 @@ class Results:
     def __init__(self, path: Path | None, note: str, fresh: bool) -> None:
         self.tables: dict[str, dict[str, Row]] = {}
         self._path, self._note, self._known = path, note, {}
+        self.setting = the_setting()  # now: the checkout may move on during the training
         if path is not None and path.is_file() and not fresh:
             earlier = json.loads(path.read_text(encoding="utf-8"))
             self._known = earlier["rows"] if earlier["note"] == note else {}
@@ -255,9 +256,9 @@ class Results:
         self._known[f"{table}|{label}"] = row
         self.tables.setdefault(table, {})[label] = row
         if self._path is not None:
-            content = the_setting() | {"note": self._note, "numbers": flat(self.tables), "rows": self._known}
+            content = self.setting | {"note": self._note, "numbers": flat(self.tables), "rows": self._known}
             self._path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            text = markdown(self.tables, the_setting(), self._note)
+            text = markdown(self.tables, self.setting, self._note)
             self._path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
 
@@ -315,7 +316,7 @@ def main() -> None:
         if "trie" in options.tables:
             for label, row in trie_rows(base, split, (10,) if options.quick else (10, 64, 512)).items():
                 results.keep("trie", label, row)
-    print(markdown(results.tables, the_setting(), note))
+    print(markdown(results.tables, results.setting, note))
     print(json.dumps(flat(results.tables)))
 
 

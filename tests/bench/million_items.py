@@ -113,10 +113,12 @@ def report(numbers: dict[str, float], quality: TokenizerQuality, setting: dict[s
     lines = [
         f"# {numbers['items']:,.0f} items on a CPU",
         "",
-        "| stage | s | peak memory so far, GiB |",
-        "|---|---|---|",
+        "| stage | s | s of computing | peak memory so far, GiB |",
+        "|---|---|---|---|",
     ]
-    lines += [f"| {name} | {numbers[f'{name}_s']:.1f} | {numbers[f'{name}_peak_gib']:.2f} |" for name in stages]
+    for name in stages:
+        times = f"{numbers[f'{name}_s']:.1f} | {numbers[f'{name}_cpu_s']:.1f}"
+        lines.append(f"| {name} | {times} | {numbers[f'{name}_peak_gib']:.2f} |")
     lines += [
         "",
         f"The trie takes {numbers['trie_mib']:.0f} MiB. Ids of {LEVELS} levels × {numbers['codes']:.0f} codes:",
@@ -125,7 +127,7 @@ def report(numbers: dict[str, float], quality: TokenizerQuality, setting: dict[s
     lines += [
         quality.to_markdown(),
         "",
-        f"| model, beam {numbers['beam']:.0f} | requests at once | ms |",
+        f"| model, beam {numbers['beam']:.0f} | requests at once | ms of computing |",
         "|---|---|---|",
     ]
     for name, value in numbers.items():

@@ -223,6 +223,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(stderr=True)
     split = leave_one_out(load_movielens(fetch_movielens(options.data, console.print)))
+    setting = the_setting()  # before hours of training, during which the checkout may move on
     runs = [] if options.fresh or options.quick else stored(options.out)
     wanted = [
         (name, seed)
@@ -248,7 +249,7 @@ def main() -> None:
                 runs = [old for old in runs if old.recommender != name or old.settings == run.settings]
                 runs.sort(key=lambda run: ([*names, run.recommender].index(run.recommender), run.seed))
                 if not options.quick:
-                    write(options.out, the_setting(), runs)
+                    write(options.out, setting, runs)
             progress.update(every, completed=done + 1)
     lines, numbers = summary(runs)
     print("\n".join(lines))
