@@ -123,10 +123,7 @@ class Cluster:
             raise ConfigurationError(f"database_url: {error}") from error
 
     def _start_ray(self) -> None:
-        own_ports = {
-            name: str(free_port()) for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-        }
-        for name, value in (RAY_FLAGS | own_ports).items():
+        for name, value in (RAY_FLAGS | _own_ports()).items():
             os.environ.setdefault(name, value)
         import ray
         from ray import serve
