@@ -30,9 +30,9 @@ TOY = OneRecConfig(
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Toy tensors are too small to share between threads, which only get in each other's way."""
+    """Toy tensors are too small to share between threads, which only get in each other's way: every test here."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
