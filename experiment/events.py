@@ -14,13 +14,17 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """What a client can report about an item of a slate."""
+    """What happened to a slate. All but DIFFERS are reported by clients, about one item of it.
+
+    DIFFERS: the gateway's own record about a user's first request: whether the other arm's slate would have differed.
+    """
 
     IMPRESSION = "impression"
     CLICK = "click"
     WATCH = "watch"
     LIKE = "like"
     DISMISS = "dismiss"
+    DIFFERS = "differs"
 
 
 class Status(StrEnum):
@@ -28,7 +32,8 @@ class Status(StrEnum):
 
     PENDING: its request, or the impression that a click needs, has not arrived yet (an orphan while it stays so).
     COUNTED: folded into its user's totals, exactly once.
-    REPEAT: a second impression or click of the same item of the same request; kept, not counted.
+    REPEAT: a second impression or click of the same item of the same request, or a comparison of slates that is not
+    about its user's first request; kept, not counted.
     LATE: arrived after its user's exposure window had closed; kept, not counted.
     UNENROLLED: its user is in no experiment; kept, not counted.
     """
@@ -71,10 +76,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One client-reported event about one item of one slate.
+    """One client-reported event about one item of one slate, or the gateway's comparison of two slates.
 
-    value: seconds for WATCH, 1.0 otherwise. occurred_at is the client's clock, received_at the gateway's; only
-    received_at decides whether the exposure window was still open.
+    value: seconds for WATCH, 1.0 or 0.0 for DIFFERS, 1.0 otherwise. item_id is empty for DIFFERS. occurred_at is the
+    client's clock, received_at the gateway's; only received_at decides whether the exposure window was still open.
     """
 
     event_id: str
@@ -89,6 +94,15 @@ class Interaction:
 
 
 Record = Served | Interaction
+
+COMPARISON = "differs:"
+"""How the event ids of comparisons begin; no client's may."""
+
+
+def comparison(request_id: str, user_id: str, differs: bool, at: datetime) -> Interaction:
+    """What the gateway writes once both arms have answered a request. Its id follows from the request's."""
+    name = f"{COMPARISON}{request_id}"
+    return Interaction(name, Kind.DIFFERS, request_id, user_id, "", None, float(differs), at, at)
 
 
 def to_dict(record: Record) -> dict[str, Any]:

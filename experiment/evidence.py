@@ -10,6 +10,7 @@ from typing import Any
 from experiment.metrics import METRICS
 from experiment.spec import ExperimentSpec, Limit, MetricSpec
 from experiment.state import ArmAggregate, Latch, LookInput
+from experiment.triggered import TriggeredEvidence, weigh_triggered
 from stats.bound import relative_bound
 from stats.contrast import Contrast, difference, noninferiority
 from stats.estimate import Estimate, mean, ratio
@@ -83,7 +84,7 @@ class LimitEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that a verdict rests on."""
+    """Everything that a verdict rests on, and `triggered`, which is only shown (None: slates are not compared)."""
 
     metrics: tuple[MetricEvidence, ...]
     limits: tuple[LimitEvidence, ...]
@@ -94,6 +95,7 @@ class Evidence:
     totals: Mapping[str, Mapping[str, float]]
     orphans: int
     late: int
+    triggered: TriggeredEvidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; replayed by `from_dict`."""
@@ -104,8 +106,10 @@ class Evidence:
         """Inverse of `to_dict`; what else a decision stores beside it is ignored."""
         metrics = tuple(_metric_from_dict(metric) for metric in fields["metrics"])
         limits = tuple(LimitEvidence(**limit) for limit in fields["limits"])
+        shown = fields.get("triggered")
+        triggered = None if shown is None else TriggeredEvidence.from_dict(shown)
         own = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
-        return cls(**{**own, "metrics": metrics, "limits": limits})
+        return cls(**{**own, "metrics": metrics, "limits": limits, "triggered": triggered})
 
 
 def _metric_from_dict(fields: Mapping[str, Any]) -> MetricEvidence:
@@ -152,6 +156,7 @@ def weigh(look: LookInput) -> Evidence:
         totals={arm.arm: dict(arm.totals) for arm in arms},
         orphans=look.orphans,
         late=look.late,
+        triggered=weigh_triggered(look, DISPLAY_ALPHA, SRM_DELTA),
     )
 
 

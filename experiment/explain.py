@@ -9,6 +9,7 @@ from experiment.evidence import LimitEvidence, MetricEvidence
 from experiment.metrics import METRICS
 from experiment.spec import ExperimentSpec
 from experiment.state import Reason
+from experiment.triggered import Effect, TriggeredEvidence, TriggeredMetric
 
 
 def about_metric(spec: ExperimentSpec, metric: MetricEvidence, code: str, conclusion: str) -> Reason:
@@ -67,6 +68,30 @@ def about_limit(limit: LimitEvidence, code: str) -> Reason:
         f"above the hard limit of {100 * limit.max:g} %"
     )
     return Reason(code, text, limit.name, limit.arm, limit.value, limit.max, limit.max, limit.requests)
+
+
+def about_triggered(found: TriggeredEvidence) -> list[str]:
+    """One sentence for the whole, one for each metric: among triggered users, and diluted to everybody."""
+    if found.share is None:
+        return ["nobody's slates have been compared yet"]
+    compared = sum(found.compared.values())
+    told = f"{100 * found.share:.3g} % of {compared:,} users would have seen another slate at their first request"
+    return [told, *(_about_triggered(metric) for metric in found.metrics)]
+
+
+def _about_triggered(metric: TriggeredMetric) -> str:
+    text = f"{metric.metric} of {metric.arm}: among them {_limits(metric.triggered)}, diluted {_limits(metric.diluted)}"
+    if metric.rest_differs:
+        text += f"; but the others differ, too, by {_limits(metric.rest)}, which the dilution leaves out"
+    return text
+
+
+def _limits(effect: Effect) -> str:
+    if effect.value is None:
+        return "unknown"
+    low = "-∞" if effect.low is None else percent(effect.low)
+    high = "+∞" if effect.high is None else percent(effect.high)
+    return f"{percent(effect.value)} ({low} to {high})"
 
 
 def percent(value: float | None) -> str:

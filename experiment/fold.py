@@ -24,7 +24,10 @@ _COLUMN_OF = {
 
 @dataclass(frozen=True, slots=True)
 class UserFold:
-    """One user of one run. totals: every column of METRICS, within the exposure window [exposed_at, closes_at)."""
+    """One user of one run. totals: every column of METRICS, within the exposure window [exposed_at, closes_at).
+
+    triggered: whether the other arm would have answered the first request with another slate (None: not compared).
+    """
 
     arm: str
     phase: int
@@ -32,6 +35,7 @@ class UserFold:
     closes_at: datetime
     totals: dict[str, float]
     statuses: dict[str, Status] = field(default_factory=dict)
+    triggered: bool | None = None
 
 
 def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], window: timedelta) -> UserFold:
@@ -39,6 +43,7 @@ def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], win
 
     served: at least one, none of them forced. The first of them, by the gateway's clock, opens the window. Of each kind
     the first event about an item of a request counts; watch times add up; all but impressions need their impression.
+    A comparison of slates counts if it is about the first request: only then were both arms in the same state.
     """
     answered = sorted(served, key=lambda record: (record.received_at, record.request_id))
     first = answered[0]
@@ -53,7 +58,13 @@ def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], win
     statuses: dict[str, Status] = {}
     shown: dict[tuple[str, str], Status] = {}
     seen: set[tuple[Kind, str, str]] = set()
+    triggered: bool | None = None
     for event in sorted(interactions, key=_impressions_first):
+        if event.kind is Kind.DIFFERS:
+            statuses[event.event_id] = _about_the_first(event, first, closes_at, known=triggered is not None)
+            if statuses[event.event_id] is Status.COUNTED:
+                triggered = event.value > 0
+            continue
         item = (event.request_id, event.item_id)
         status = Status.COUNTED if event.received_at < closes_at else Status.LATE
         if event.kind is not Kind.IMPRESSION and status is Status.COUNTED:
@@ -66,7 +77,14 @@ def fold_user(served: Sequence[Served], interactions: Iterable[Interaction], win
         if status is Status.COUNTED:
             totals[_COLUMN_OF[event.kind]] += event.value if event.kind is Kind.WATCH else 1
         statuses[event.event_id] = status
-    return UserFold(first.arm or "", first.phase or 0, first.received_at, closes_at, totals, statuses)
+    return UserFold(first.arm or "", first.phase or 0, first.received_at, closes_at, totals, statuses, triggered)
+
+
+def _about_the_first(event: Interaction, first: Served, closes_at: datetime, *, known: bool) -> Status:
+    """What becomes of a comparison of slates; known: another one about the first request came before it."""
+    if event.received_at >= closes_at:
+        return Status.LATE
+    return Status.REPEAT if known or event.request_id != first.request_id else Status.COUNTED
 
 
 def settle(

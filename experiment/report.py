@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from experiment.evidence import Evidence, MetricEvidence, Reading
+from experiment.explain import about_triggered
 from experiment.gate import promote_threshold
 from experiment.outlook import outlook
 from experiment.spec import Arm, ExperimentSpec
 from experiment.state import NEWEST, DecisionRow, ExperimentRow, State, Verdict
+from experiment.triggered import TriggeredEvidence
 from stats.evalues import p_value
 from stats.srm import INVALID_LOG_E, WARN_LOG_E
 
@@ -53,6 +55,7 @@ def build_report(row: ExperimentRow, decisions: Sequence[DecisionRow], evidence:
         "metrics": [] if evidence is None else [_metric(row.spec, metric) for metric in evidence.metrics],
         "outlook": [] if evidence is None else _outlook(row, evidence),
         "limits": [] if evidence is None else [asdict(limit) | {"broken": limit.broken} for limit in evidence.limits],
+        "triggered": None if evidence is None or evidence.triggered is None else _triggered(evidence.triggered),
         "srm": srm(0.0 if evidence is None else evidence.srm_log_e),
         "orphans": 0 if evidence is None else evidence.orphans,
         "late": 0 if evidence is None else evidence.late,
@@ -167,6 +170,11 @@ def _metric(spec: ExperimentSpec, metric: MetricEvidence) -> Fields:
     latched = metric.latch.superior if metric.role == "success" else metric.latch.promote
     share = latched / promote_threshold(spec)
     return asdict(metric) | {"p_value": p_value(latched), "share_of_evidence": min(1.0, max(0.0, share))}
+
+
+def _triggered(found: TriggeredEvidence) -> Fields:
+    metrics = [asdict(metric) | {"rest_differs": metric.rest_differs} for metric in found.metrics]
+    return asdict(found) | {"metrics": metrics, "srm": srm(found.srm_log_e), "text": about_triggered(found)}
 
 
 def _outlook(row: ExperimentRow, evidence: Evidence) -> list[Fields]:

@@ -29,7 +29,10 @@ class ArmRange:
 
 @dataclass(frozen=True, slots=True)
 class RoutingEntry:
-    """One running experiment. arms: treatments in order, control last. phase: its ramp step."""
+    """One running experiment. arms: treatments in order, control last. phase: its ramp step.
+
+    shadow: first requests are put to the other arm as well, and the slates compared.
+    """
 
     experiment: str
     run: int
@@ -41,6 +44,7 @@ class RoutingEntry:
     latency_objective_ms: float
     arms: tuple[ArmRange, ...]
     overrides: Mapping[str, str]
+    shadow: bool = False
 
     @property
     def control(self) -> ArmRange:
@@ -150,6 +154,7 @@ def compile_table(
             latency_objective_ms=row.spec.latency_objective_ms,
             arms=arm_ranges(row.spec, row.spec.ramp.steps[row.step].coverage),
             overrides=dict(overrides.get(row.key, {})),
+            shadow=row.spec.shadow,
         )
         for row in active
     )

@@ -148,6 +148,10 @@ class ExperimentSpec(_Part):
     minimums: Minimums = Minimums()
     max_duration_s: float = Field(default=28 * 86_400.0, gt=0, description="inconclusive after this: control stays")
     look_interval_s: float = Field(default=60.0, gt=0)
+    shadow: bool = Field(
+        default=False,
+        description="ask the other arm, too, at a user's first request, for the effect on those whose slate differs",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -157,6 +161,8 @@ class ExperimentSpec(_Part):
         variants = [arm.variant for arm in self.arms]
         if len(set(variants)) < len(variants):
             raise ValueError("treatments: two arms with the same variant cannot differ")
+        if self.shadow and len(self.treatments) > 1:
+            raise ValueError(f"shadow: compares two slates, so it needs exactly one treatment, not {len(names) - 1}")
         widest = self.ramp.steps[-1].coverage
         if widest > 1 / len(names):
             raise ValueError(f"ramp.steps: coverage {widest} of {len(names)} arms is more than everybody")
@@ -188,8 +194,12 @@ class ExperimentSpec(_Part):
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON: two specs with one digest decide alike."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """sha256 of the canonical JSON: two specs with one digest decide alike.
+
+        A field that came later is left out where it has its default, so that older specs keep their digest.
+        """
+        fields = self.model_dump(mode="json", exclude=None if self.shadow else {"shadow"})
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def seed_of_run(self, run: int) -> str:

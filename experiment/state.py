@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -92,7 +92,8 @@ class ArmAggregate:
     exposed_by_phase[p]: users first exposed at ramp step p. closed_users: users whose window closed by the watermark.
     moments: metric name -> per-user moments over closed users (numerator x, denominator y).
     totals: plain sums over ALL exposed users (requests, impressions, clicks, watch_s, likes, dismisses, slow, failed,
-    fallbacks), for hard limits and for people.
+    fallbacks), for hard limits and for people. triggered, rest: like moments, over the closed users whose slate would,
+    or would not, have differed in the other arm at their first request; empty mappings where slates are not compared.
     """
 
     arm: str
@@ -100,6 +101,8 @@ class ArmAggregate:
     closed_users: int
     moments: Mapping[str, Moments]
     totals: Mapping[str, float]
+    triggered: Mapping[str, Moments] = field(default_factory=dict)
+    rest: Mapping[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

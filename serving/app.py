@@ -147,6 +147,10 @@ def _services(settings: Settings, spool: Spool, client: HttpVariantClient) -> Se
             "crossfade_spool_backlog_bytes": ("Events on disk, not yet in SQL", lambda: spool.backlog_bytes),
             "crossfade_spool_quarantined": ("Lines of the spool that were no records", lambda: spool.quarantined),
             "crossfade_lost_exposures": ("Answers given while the spool was full", lambda: splitter.lost_exposures),
+            "crossfade_skipped_comparisons": (
+                "First requests whose other slate is unknown",
+                lambda: splitter.shadow.skipped,
+            ),
             "crossfade_owed_enrolments": ("First sights that Redis still has to be told", lambda: enrolments.owed),
             "crossfade_redis_up": ("1 while Redis answers", lambda: table.redis_is_up),
             "crossfade_sql_up": ("1 while SQL takes events", lambda: writer.is_healthy),
@@ -193,6 +197,7 @@ async def _running(services: Services, spool: Spool, client: HttpVariantClient, 
         yield
     finally:
         await services.table.stop()
+        await services.splitter.shadow.drain()
         await services.inbox.stop()
         await asyncio.to_thread(services.writer.stop)
         spool.close(remove=spool.backlog_bytes == 0)

@@ -15,10 +15,14 @@ UserRun = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The arm a user keeps; stale: Redis could not be asked, so it is what the hash says."""
+    """The arm a user keeps; stale: Redis could not be asked, so it is what the hash says.
+
+    first: Redis saw the user for the first time just now. At most one request of a user and run is told so.
+    """
 
     arm: str
     stale: bool
+    first: bool = False
 
 
 class Enrolments:
@@ -54,11 +58,11 @@ class Enrolments:
             except StoreUnavailableError:
                 self._down_until_s = now_s + self._retry_s
             else:
-                self._owed.pop(key, None)
+                seen_before = self._owed.pop(key, None) is not None
                 self._remember(key, enrolment.arm)
                 if self._owed and (self._repaying is None or self._repaying.done()):
                     self._repaying = asyncio.create_task(self._repay(), name="repay-enrolments")
-                return Kept(enrolment.arm, stale=False)
+                return Kept(enrolment.arm, stale=False, first=enrolment.first and not seen_before)
         if key not in self._owed and len(self._owed) < self._capacity:
             self._owed[key] = (arm, epoch)
         return Kept(arm, stale=True)

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     batch_wait_s: float = Field(default=0.005, ge=0)
     variant_timeout_s: float = Field(default=1.0, gt=0, description="of one call to an arm")
     answer_timeout_s: float = Field(default=2.5, gt=0, description="of an answer with its fallback")
+    shadow_limit: int = Field(default=16, ge=0, description="slates of the other arm asked for at a time, by a gateway")
     table_poll_s: float = Field(default=0.5, gt=0)
     spool_max_bytes: int = Field(default=256 * 2**20, ge=2**16)
     spool_segment_bytes: int = Field(default=8 * 2**20, ge=2**12)

@@ -1,6 +1,7 @@
 """The splitter: from a user to an arm to an answer, with control behind every arm.
 
 One request: route (pure, in memory) → at first sight one Redis script → one call to the arm → one durable record of it.
+Where the experiment asks for it, the other arm answers a first request too, behind the answer's back (`Shadow`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from serving.errors import NoAnswerError, SpoolFullError, VariantError
 from serving.inbox import Inbox
 from serving.request_id import RequestSigner
 from serving.settings import Settings
+from serving.shadow import Shadow
 
 STALE = "STALE"
 
@@ -56,13 +58,14 @@ class Splitter:
         self._inbox, self._signer, self._settings = inbox, signer, settings
         self._clock, self._observe = clock, observe
         self._breakers: dict[str, Breaker] = defaultdict(Breaker)
+        self.shadow = Shadow(client, inbox, clock, settings.shadow_limit, settings.variant_timeout_s)
         self.lost_exposures = 0
 
     async def recommend(self, user_id: str, history: Sequence[str], k: int) -> Answer:
         """k items for the user. Raises InvalidUserError, and NoAnswerError when control cannot answer either."""
         started_s = time.perf_counter()
         table = self._table()
-        chosen = await self._sticky(table, route(table, user_id), user_id)
+        chosen, first = await self._sticky(table, route(table, user_id), user_id)
         request_id = self._signer.issue(user_id, self._clock())
         try:
             items, variant, fallback = await self._ask(chosen, history, k, started_s)
@@ -70,6 +73,8 @@ class Splitter:
             await self._record(table, chosen, request_id, user_id, chosen.variant, None, True, started_s)
             raise NoAnswerError(f"no variant answered: {error}") from error
         latency_ms = await self._record(table, chosen, request_id, user_id, variant, fallback, False, started_s)
+        if first and fallback is None and (other := _shadowed(table, chosen)) is not None:
+            self.shadow.compare(request_id, user_id, items, other, self._breakers[other], history, k)
         return Answer(
             request_id=request_id,
             items=items,
@@ -81,16 +86,19 @@ class Splitter:
             table_version=table.version,
         )
 
-    async def _sticky(self, table: RoutingTable, chosen: Route, user_id: str) -> Route:
-        """The arm that Redis keeps outranks the table's, as long as the experiment still has it."""
+    async def _sticky(self, table: RoutingTable, chosen: Route, user_id: str) -> tuple[Route, bool]:
+        """(the route, whether this is the user's first request of the run).
+
+        The arm that Redis keeps outranks the table's, as long as the experiment still has it.
+        """
         if chosen.experiment is None or chosen.run is None or chosen.arm is None or chosen.forced:
-            return chosen
+            return chosen, False
         kept = await self._enrolments.keep(chosen.experiment, chosen.run, user_id, chosen.arm, table.version)
         if kept.stale:
-            return replace(chosen, reason=STALE)
+            return replace(chosen, reason=STALE), False
         entry = table.entry(chosen.experiment)
         arm = None if entry is None or kept.arm == chosen.arm else entry.arm(kept.arm)
-        return chosen if arm is None else replace(chosen, arm=arm.arm, variant=arm.variant)
+        return (chosen if arm is None else replace(chosen, arm=arm.arm, variant=arm.variant)), kept.first
 
     async def _ask(
         self, chosen: Route, history: Sequence[str], k: int, started_s: float
@@ -158,6 +166,14 @@ class Splitter:
         except SpoolFullError:
             self.lost_exposures += 1  # the user gets the slate all the same; its events will be orphans
         return latency_ms
+
+
+def _shadowed(table: RoutingTable, chosen: Route) -> str | None:
+    """The variant of the other arm, where the experiment compares slates."""
+    entry = None if chosen.experiment is None else table.entry(chosen.experiment)
+    if entry is None or not entry.shadow:
+        return None
+    return next((arm.variant for arm in entry.arms if arm.arm != chosen.arm), None)
 
 
 def _arm_of(table: RoutingTable, chosen: Route, variant: str) -> str | None:

@@ -86,7 +86,15 @@ def report(found: Mapping[str, Any]) -> RenderableType:
     """A run: its arms, effects, sample ratio, steps and verdict."""
     title = f"{found['key']}, run {found['run']}: {found['looks']} looks, specification {found['spec_digest'][:12]}"
     ahead = [Text(f"  {one['text']}") for one in found["outlook"] if found["coverage"]]
-    return Group(Text(title, style="bold"), _arms(found), _effects(found), *ahead, _steps(found), verdict(found))
+    return Group(
+        Text(title, style="bold"),
+        _arms(found),
+        _effects(found),
+        *_triggered(found),
+        *ahead,
+        _steps(found),
+        verdict(found),
+    )
 
 
 def verdict(found: Mapping[str, Any]) -> RenderableType:
@@ -164,6 +172,15 @@ def _effects(found: Mapping[str, Any]) -> Table:
         share = percent(limit["value"], False)
         table.add_row(limit["name"], limit["arm"], "hard limit", share, "", "", f"{100 * limit['max']:g} %", "")
     return table
+
+
+def _triggered(found: Mapping[str, Any]) -> list[Text]:
+    """What shadow requests say; reports of before they existed have no such field."""
+    shown = found.get("triggered")
+    if shown is None:
+        return []
+    ratio = f"sample ratio of them: {shown['srm']['state']} (always-valid p = {shown['srm']['p_value']:.3g})"
+    return [Text(f"  {line}") for line in (*shown["text"], ratio)]
 
 
 def _steps(found: Mapping[str, Any]) -> Table:

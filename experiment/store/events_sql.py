@@ -174,7 +174,9 @@ def _set_status(connection: sa.Connection, requests: Sequence[str], status: Stat
 
 def _totals_row(fold: UserFold) -> dict[str, Any]:
     times = {"exposed_at": micros(fold.exposed_at), "closes_at": micros(fold.closes_at)}
-    return {"arm": fold.arm, "phase": fold.phase, **times} | {name: fold.totals[name] for name in COLUMNS}
+    triggered = None if fold.triggered is None else int(fold.triggered)
+    about = {"arm": fold.arm, "phase": fold.phase, "triggered": triggered, **times}
+    return about | {name: fold.totals[name] for name in COLUMNS}
 
 
 def _served_row(record: Served) -> dict[str, Any]:

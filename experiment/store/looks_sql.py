@@ -35,9 +35,17 @@ def read_look(connection: sa.Connection, row: ExperimentRow, at: datetime) -> Lo
             exposed[found.arm][found.phase] += found.users
             for name in COLUMNS:
                 totals[found.arm][name] += getattr(found, name)
-    moments = _moments(connection, row, mine & (_TOTALS.closes_at <= closed))
+    closed_users = mine & (_TOTALS.closes_at <= closed)
+    moments = _moments(connection, row, closed_users)
+    triggered, rest = (
+        _moments(connection, row, closed_users & (_TOTALS.triggered == flag)) if row.spec.shadow else {}
+        for flag in (1, 0)
+    )
     arms = {
-        arm: ArmAggregate(arm, tuple(exposed[arm]), moments[arm][0], moments[arm][1], totals[arm]) for arm in exposed
+        arm: ArmAggregate(
+            arm, tuple(exposed[arm]), *moments[arm], totals[arm], *(part[arm][1] for part in (triggered, rest) if part)
+        )
+        for arm in exposed
     }
     orphans, late = (_events_in(connection, status) for status in (Status.PENDING, Status.LATE))
     return LookInput(row, arms, watermark, orphans, late)

@@ -258,12 +258,20 @@ def _user_of(tables: MemoryTables, record: Served) -> UserKey | None:
 def _aggregate(spec: ExperimentSpec, arm: str, folds: Sequence[UserFold], watermark: datetime | None) -> ArmAggregate:
     closed = [fold for fold in folds if watermark is not None and fold.closes_at <= watermark]
     phases = Counter(fold.phase for fold in folds)
+    triggered, rest = (
+        {metric.name: _moments(metric, [fold for fold in closed if fold.triggered is flag]) for metric in spec.metrics}
+        if spec.shadow
+        else {}
+        for flag in (True, False)
+    )
     return ArmAggregate(
         arm=arm,
         exposed_by_phase=tuple(phases[phase] for phase in range(len(spec.ramp.steps))),
         closed_users=len(closed),
         moments={metric.name: _moments(metric, closed) for metric in spec.metrics},
         totals={name: float(sum(fold.totals[name] for fold in folds)) for name in COLUMNS},
+        triggered=triggered,
+        rest=rest,
     )
 
 

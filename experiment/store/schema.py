@@ -162,6 +162,10 @@ user_totals = sa.Table(
     sa.Column("closes_at", sa.BigInteger, nullable=False),
     *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in _COUNTS),
     sa.Column("watch_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("triggered", sa.SmallInteger),
     sa.Index("user_totals_by_close", "experiment", "run", "closes_at"),
 )
-"""One row per exposed user and run: the unit of analysis. closes_at: end of the exposure window."""
+"""One row per exposed user and run: the unit of analysis. closes_at: end of the exposure window.
+
+triggered: 1 if the other arm's slate differed at the first request, 0 if not, NULL if they were not compared.
+"""

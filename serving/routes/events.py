@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from experiment.errors import InvalidUserError
-from experiment.events import Interaction, Kind
+from experiment.events import COMPARISON, Interaction, Kind
 from experiment.spec import field_errors
 from serving.auth import require
 from serving.errors import UnknownRequestError
@@ -28,7 +28,7 @@ class Event(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     event_id: Annotated[str, StringConstraints(min_length=1, max_length=128, strict=True)]
-    kind: Kind
+    kind: Literal[Kind.IMPRESSION, Kind.CLICK, Kind.WATCH, Kind.LIKE, Kind.DISMISS]
     request_id: Annotated[str, StringConstraints(min_length=1, max_length=128, strict=True)]
     user_id: Annotated[UserId, Field(strict=True)]
     item_id: Annotated[ItemId, Field(strict=True)]
@@ -99,6 +99,8 @@ def _interaction(raw: dict[str, Any], services: Services, now: datetime) -> Inte
         raise _RefusedError("request_id", str(error)) from error
     except InvalidUserError as error:
         raise _RefusedError("user_id", str(error)) from error
+    if event.event_id.startswith(COMPARISON):
+        raise _RefusedError("event_id", f"ids that begin with {COMPARISON!r} are the service's own")
     if event.item_id not in services.catalogue:
         raise _RefusedError("item_id", f"no item is called {event.item_id!r}")
     if event.kind is Kind.WATCH and event.value is None:

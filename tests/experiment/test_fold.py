@@ -119,6 +119,32 @@ def test_a_click_on_what_was_seen_too_late_is_late() -> None:
     assert found.totals == counted(requests=1)
 
 
+@pytest.mark.parametrize(("value", "triggered"), [(1.0, True), (0.0, False)])
+def test_a_comparison_of_the_first_request_says_whether_the_user_is_triggered(value: float, triggered: bool) -> None:
+    found = fold([served()], event("d", Kind.DIFFERS, item="", value=value))
+    assert found.triggered is triggered
+    assert (found.statuses, found.totals) == ({"d": Status.COUNTED}, counted(requests=1))
+
+
+@pytest.mark.parametrize(
+    ("request_id", "second", "status"),
+    [("second", 6, Status.REPEAT), ("first", 10, Status.LATE), ("first", 9.999999, Status.COUNTED)],
+)
+def test_no_other_comparison_does(request_id: str, second: float, status: Status) -> None:
+    found = fold(
+        [served("second", 5), served("first", 0)], event("d", Kind.DIFFERS, second, request_id, item="", value=1.0)
+    )
+    assert found.statuses == {"d": status}
+    assert found.triggered is (True if status is Status.COUNTED else None)
+
+
+def test_the_trigger_follows_when_an_earlier_request_turns_up() -> None:
+    comparison = event("d", Kind.DIFFERS, 6, "later", item="", value=1.0)
+    assert fold([served("later", 5)], comparison).triggered is True
+    found = fold([served("later", 5), served("earlier", 1)], comparison)
+    assert (found.triggered, found.statuses) == (None, {"d": Status.REPEAT})
+
+
 answers = st.lists(
     st.tuples(st.integers(0, 14), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4
 ).map(
@@ -146,7 +172,7 @@ def agree(totals: dict[str, float], statuses: dict[str, Status], events: Iterabl
     """What is counted in the totals is what the statuses call counted."""
     sums = dict.fromkeys(COLUMN.values(), 0.0)
     for one in events:
-        if statuses.get(one.event_id) is Status.COUNTED:
+        if statuses.get(one.event_id) is Status.COUNTED and one.kind is not Kind.DIFFERS:
             sums[COLUMN[one.kind]] += one.value
     assert {name: totals[name] for name in sums} == pytest.approx(sums)
 

@@ -130,3 +130,13 @@ def test_a_table_survives_the_wire(spec: ExperimentSpec) -> None:
 def test_a_missing_user_is_refused_not_routed(spec: ExperimentSpec, user: object) -> None:
     with pytest.raises(InvalidUserError):
         route(table_at(spec, 0), user)  # type: ignore[arg-type]
+
+
+def test_a_table_says_which_experiments_compare_slates(spec: ExperimentSpec) -> None:
+    plain, shadowed = table_at(spec, 2), table_at(spec.model_copy(update={"shadow": True}), 2)
+    assert [entry.shadow for entry in (*plain.entries, *shadowed.entries)] == [False, True]
+    assert from_dict(to_dict(shadowed)) == shadowed
+    older = to_dict(plain)
+    for entry in older["entries"]:
+        del entry["shadow"]
+    assert from_dict(older) == plain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -113,3 +115,21 @@ def test_the_schema_names_every_field() -> None:
     schema = ExperimentSpec.model_json_schema()
     assert {"key", "control", "treatments", "ramp", "metrics", "limits"} <= set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+def test_a_field_that_came_later_leaves_older_digests_alone(document: dict[str, Any]) -> None:
+    older = parse_spec(document)
+    fields = older.model_dump(mode="json")
+    del fields["shadow"]
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert older.digest == hashlib.sha256(canonical.encode()).hexdigest()
+    assert parse_spec(document | {"shadow": True}).digest != older.digest
+
+
+def test_slates_of_more_than_two_arms_are_not_compared(document: dict[str, Any]) -> None:
+    document["treatments"].append({"arm": "int4", "variant": "int4"})
+    document["ramp"]["steps"].pop()
+    parse_spec(document)
+    with pytest.raises(SpecError, match="exactly one treatment, not 2") as refused:
+        parse_spec(document | {"shadow": True})
+    assert refused.value.field == "shadow"

@@ -54,8 +54,8 @@ async def until(holds: Callable[[], Any]) -> None:
 
 async def test_a_first_sight_is_told_to_redis_once(store: Assignments) -> None:
     known = enrolments(store)
-    for _ in range(5):
-        assert await known.keep("e", 1, "u", "fp8", 7) == Kept("fp8", stale=False)
+    for number in range(5):
+        assert await known.keep("e", 1, "u", "fp8", 7) == Kept("fp8", stale=False, first=number == 0)
     assert store.asked == ["u"]
     assert await store.kept("u") == Enrolment("fp8", 7, first=False)
 

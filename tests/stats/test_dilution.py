@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from stats.contrast import Contrast, noninferiority
-from stats.dilution import Triggered, diluted
+from stats.dilution import Triggered, diluted, diluted_interval, triggered_share
 from stats.errors import StatsError
 from stats.estimate import Estimate, mean, ratio
 from stats.mixture import log_e_one_sided
 from stats.moments import Moments
+from stats.relative import half_width
 
 
 def experiment(rng: np.random.Generator, n: int, lift: float, trigger: float) -> tuple[Contrast, Contrast, Triggered]:
@@ -78,3 +79,57 @@ def test_impossible_shares_and_margins_are_refused() -> None:
         Triggered(e, e, e, Estimate(0.0, 0.0, 5))
     with pytest.raises(StatsError, match="margin_rel"):
         diluted(Triggered(e, e, e, Estimate(0.5, 0.0, 5)), 1.0)
+
+
+def test_diluted_limits_are_where_the_diluted_contrast_is_just_rejected() -> None:
+    rng, tau2 = np.random.default_rng(6), 1e-3
+    for lift in (-0.3, 0.0, 0.3):
+        _, _, triggered = experiment(rng, 4000, lift, 0.1)
+        low, high = diluted_interval(triggered, tau2, 0.05)
+        assert low < triggered.relative_overall < high
+        for r in (low, high):
+            contrast = diluted(triggered, -r) if r <= 0 else diluted(triggered, r, increasing=False)
+            assert abs(contrast.d) == pytest.approx(half_width(contrast.variance, tau2, 0.05), rel=1e-6)
+
+
+def test_diluted_limits_hold_the_truth_at_every_look() -> None:
+    """300 runs with looks on growing samples; a true effect of 0.2 on a tenth of the users is one of 0.02 on all."""
+    rng, misses = np.random.default_rng(8), 0
+    for _ in range(300):
+        hit = rng.random((2, 3000)) < 0.1
+        x = rng.poisson(2.0, (2, 3000)) * np.where(hit & np.array([[True], [False]]), 1.2, 1.0)
+        missed = False
+        for n in (300, 600, 1200, 2000, 3000):
+            (t_hit, c_hit), (t, c) = hit[:, :n], x[:, :n]
+            parts = [t[t_hit], c[c_hit], np.concatenate([t[~t_hit], c[~c_hit]])]
+            moments = [Moments.from_values(part) for part in parts]
+            share = triggered_share(moments[0] + moments[1], moments[2])
+            estimates = [mean(part) for part in moments]
+            assert share is not None
+            assert all(estimates)
+            low, high = diluted_interval(Triggered(*estimates, share), 1e-3, 0.05)  # type: ignore[arg-type] # none is None
+            missed |= not low <= 0.02 <= high
+        misses += missed
+    assert misses <= 15 + 2.6 * math.sqrt(15)
+
+
+def test_the_share_of_the_denominator_is_the_ratio_over_all_users() -> None:
+    rng = np.random.default_rng(9)
+    y, hit = rng.geometric(0.05, 500).astype(float), rng.random(500) < 0.3
+    found = triggered_share(*(Moments.from_values(np.zeros(part.sum()), y[part]) for part in (hit, ~hit)))
+    expected = ratio(Moments.from_values(y * hit, y))
+    assert found is not None
+    assert expected is not None
+    assert (found.value, found.variance, found.n) == pytest.approx((expected.value, expected.variance, expected.n))
+    assert triggered_share(Moments.empty(), Moments.empty()) is None
+
+
+def test_limits_of_what_is_unknown_are_infinite_and_impossible_levels_are_refused() -> None:
+    nothing, e = Estimate(0.0, 0.0, 5), Estimate(1.0, 1.0, 5)
+    silent = Triggered(nothing, nothing, nothing, Estimate(0.5, 0.0, 5))
+    assert diluted_interval(silent, 1.0, 0.05) == (-math.inf, math.inf)
+    known = Triggered(e, e, e, Estimate(0.5, 0.0, 5))
+    with pytest.raises(StatsError, match="tau2"):
+        diluted_interval(known, 0.0, 0.05)
+    with pytest.raises(StatsError, match="alpha"):
+        diluted_interval(known, 1.0, 1.0)

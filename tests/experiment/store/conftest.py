@@ -41,7 +41,7 @@ class Stores:
     engine: sa.Engine | None
 
 
-def _spec(key: str = "fp8") -> ExperimentSpec:
+def _spec(key: str = "fp8", **changes: Any) -> ExperimentSpec:
     planning = {"baseline": 0.05, "relative_sd": 3.0, "users_per_arm": 1000}
     return parse_spec(
         {
@@ -58,6 +58,7 @@ def _spec(key: str = "fp8") -> ExperimentSpec:
                 {"name": "slow_share", "role": "quality", "planning": planning},
             ],
         }
+        | changes
     )
 
 

@@ -210,7 +210,7 @@ def test_counts_add_up_to_the_rows(running: Any, make: SimpleNamespace) -> None:
     running.log.append(_slate(make))
     counts = running.log.counts()
     assert set(counts) == {
-        "served", "impression", "click", "watch", "like", "dismiss",
+        "served", "impression", "click", "watch", "like", "dismiss", "differs",
         "pending", "counted", "repeat", "late", "unenrolled", "duplicates",
     }  # fmt: skip
     kinds = sum(counts[name] for name in ("impression", "click", "watch", "like", "dismiss"))
@@ -237,7 +237,7 @@ def _universe(make: SimpleNamespace) -> list[Record]:
         make.served("r6", "cid", **nowhere),
     ]
     for i, request in enumerate(("r1", "r2", "r3", "r4", "r5", "r6", "r7")):
-        for j, kind in enumerate(("impression", "impression", "click", "click", "watch", "watch", "like", "dismiss")):
+        for j, kind in enumerate((*("impression", "click", "watch") * 2, "like", "dismiss", "differs")):
             item = f"i{j % 2}"
             at_s = (101, 3649, 3651, 3701)[(i + j) % 4]
             records.append(make.event(f"{request}{kind}{j}", kind, request, item, at_s, value=0.25 * (j + 1)))
@@ -259,7 +259,7 @@ def test_any_order_any_multiplicity_and_any_batches_give_the_same_totals(
         accepted += ingested.fresh + ingested.duplicates
     _agrees_with_the_reference(stores, make, sent)
     counts = stores.log.counts()
-    rows = sum(counts[name] for name in ("served", "impression", "click", "watch", "like", "dismiss"))
+    rows = sum(counts[name] for name in ("served", "impression", "click", "watch", "like", "dismiss", "differs"))
     assert accepted == len(sent) == rows + counts["duplicates"]
 
 

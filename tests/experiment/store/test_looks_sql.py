@@ -130,3 +130,36 @@ def test_an_arm_that_the_specification_does_not_know_is_left_out(running: Any, m
     running.log.append([make.served("r1", arm="of-an-older-specification")])
     look = running.experiments.read_look("fp8", make.start)
     assert {arm: sum(aggregate.exposed_by_phase) for arm, aggregate in look.arms.items()} == {"fp8": 0, "bf16": 0}
+
+
+def test_triggered_users_and_the_others_have_moments_of_their_own(stores: Any, make: SimpleNamespace) -> None:
+    """The first request's comparison decides; a user without one is in neither part."""
+    stores.experiments.create(make.spec(shadow=True), make.start, "tester")
+    dice, records, flags = random.Random(4), _traffic(make, seed=4), dict[int, int | None]()
+    for i in range(USERS):
+        flags[i] = dice.choice([None, 0, 1])
+        if flags[i] is not None:
+            records.append(make.event(f"differs:r{i}.0", "differs", f"r{i}.0", "", 60.0 * i + 1, value=float(flags[i])))
+        records.append(make.event(f"differs:r{i}.1", "differs", f"r{i}.1", "", 60.0 * i + 101, value=dice.random()))
+    dice.shuffle(records)
+    for start in range(0, len(records), 97):
+        stores.log.append(records[start : start + 97])
+    closed = 41
+    watermark = _closed_until(make, closed)
+    stores.log.heartbeat("w", watermark)
+    look, totals = stores.experiments.read_look("fp8", watermark), make.naive(records)
+    for arm, flag in ((arm, flag) for arm in ("fp8", "bf16") for flag in (0, 1)):
+        rows = [totals[f"u{i}"] for i in range(closed) if ("fp8", "bf16")[i % 2] == arm and flags[i] == flag]
+        found = look.arms[arm].triggered if flag else look.arms[arm].rest
+        ctr = Moments.from_values([row["clicks"] for row in rows], [row["impressions"] for row in rows])
+        watched = Moments.from_values(np.minimum([row["watch_s"] for row in rows], make.cap))
+        assert rows
+        for name, moments in (("ctr", ctr), ("watch_time", watched)):
+            np.testing.assert_allclose(astuple(found[name]), astuple(moments), rtol=1e-12, atol=1e-12)
+
+
+def test_without_shadow_nobody_is_triggered(running: Any, make: SimpleNamespace) -> None:
+    running.log.append([*_traffic(make, seed=1), make.event("differs:r0.0", "differs", "r0.0", "", 1)])
+    running.log.heartbeat("w", _closed_until(make, USERS))
+    look = running.experiments.read_look("fp8", _closed_until(make, USERS))
+    assert [(aggregate.triggered, aggregate.rest) for aggregate in look.arms.values()] == [({}, {})] * 2

@@ -50,3 +50,16 @@ def test_upgrades_at_once_do_not_disturb_each_other(blank: sa.Engine) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: upgrade(blank), range(4)))
     assert "user_totals" in sa.inspect(blank).get_table_names()
+
+
+def test_users_of_before_the_trigger_are_kept_and_unknown(blank: sa.Engine) -> None:
+    upgrade(blank, "0001")
+    with blank.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO user_totals (experiment, run, user_id, arm, phase, exposed_at, closes_at, clicks)"
+            " VALUES ('e', 1, 'u', 'fp8', 0, 1, 2, 7)"
+        )
+    upgrade(blank)
+    with blank.connect() as connection:
+        row = connection.execute(sa.select(schema.user_totals)).one()
+    assert (row.user_id, row.clicks, row.triggered) == ("u", 7, None)
