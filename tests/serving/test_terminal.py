@@ -185,3 +185,11 @@ def test_the_progress_bar_shows_its_note() -> None:
         bar.add_task("training", total=4, completed=1, note="loss 1.234")
         bar.refresh()
     assert "loss 1.234" in out.file.getvalue()  # type: ignore[attr-defined] # it is a StringIO
+
+
+def test_a_report_tells_of_triggered_users_where_slates_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {"text": ["10 % of 40 users [see]"], "srm": {"state": "warn", "p_value": 0.00123}}
+    text = printed(terminal.report(report(triggered=shown)), monkeypatch)
+    assert "10 % of 40 users [see]" in text
+    assert "sample ratio of them: warn (always-valid p = 0.00123)" in text
+    assert "sample ratio of them" not in printed(terminal.report(report(triggered=None)), monkeypatch)

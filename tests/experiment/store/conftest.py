@@ -106,7 +106,7 @@ def _naive_totals(records: Iterable[Record], window_s: float = WINDOW_S) -> dict
         for event in inside:
             if event.item_id in shown and event.kind == "watch":
                 row["watch_s"] += event.value
-            elif event.item_id in shown:
+            elif event.item_id in shown and event.kind != "differs":
                 unique[answer.user_id, event.kind].add((answer.request_id, event.item_id))
     for (user, kind), items in unique.items():
         column = {"impression": "impressions", "click": "clicks", "like": "likes", "dismiss": "dismisses"}[kind]
