@@ -1,12 +1,16 @@
-"""The experiment specifications that come with Crossfade: from `deploy/experiments`, in a checkout or in a wheel."""
+"""The experiment specifications that come with Crossfade: in a checkout, or where the wheel installed them."""
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 from serving.errors import ConfigurationError
 
-_PLACES = (Path(__file__).with_name("experiments"), Path(__file__).parent.parent / "deploy" / "experiments")
+_PLACES = (
+    Path(__file__).parent.parent / "deploy" / "experiments",
+    Path(sysconfig.get_path("data")) / "share" / "crossfade" / "experiments",
+)
 
 
 def spec_text(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def test_the_wheel_holds_what_is_not_code(wheel: Path) -> None:
         for path in ROOT.glob(pattern)
         if not path.parent.name.startswith(".")
     ]
-    specs = [f"serving/experiments/{path.name}" for path in (ROOT / "deploy" / "experiments").glob("*.yaml")]
+    data = next(name.partition("/")[0] for name in inside if ".data/" in name)
+    sources = (ROOT / "deploy" / "experiments").glob("*.yaml")
+    specs = [f"{data}/data/share/crossfade/experiments/{path.name}" for path in sources]
     assert len(beside_code) > 8
     assert len(specs) > 2
     assert inside >= {*beside_code, *specs}
@@ -41,18 +44,26 @@ def test_the_wheel_brings_the_command_and_no_tests(wheel: Path) -> None:
         inside = archive.namelist()
         scripts = archive.read(next(name for name in inside if name.endswith("entry_points.txt"))).decode()
     assert "crossfade = serving.cli:main" in scripts
-    rooms = {name.partition("/")[0] for name in inside if ".dist-info" not in name}
+    rooms = {name.partition("/")[0] for name in inside if ".dist-info" not in name and ".data/" not in name}
     assert rooms == {"serving", "experiment", "stats", "model", "quant"}
 
 
 def test_an_installed_wheel_finds_its_specifications(wheel: Path, tmp_path: Path) -> None:
-    """Without the checkout: no site packages, another working directory."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    ask = "import sys; sys.path.insert(0, sys.argv[1]); from serving.specs import spec_text; print(spec_text('demo'))"
-    command = [sys.executable, "-I", "-S", "-c", ask, str(tmp_path)]
-    found = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    """In a virtual environment of its own, without the checkout."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], check=True)
+    ask = "from serving.specs import spec_text; print(spec_text('demo'))"
+    found = subprocess.run([python, "-I", "-c", ask], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert found.stdout.rstrip() == (ROOT / "deploy" / "experiments" / "demo.yaml").read_text().rstrip()
+
+
+def test_the_command_of_this_environment_runs_from_anywhere(tmp_path: Path) -> None:
+    """An editable install can hide a package behind a folder of its name; from the checkout nobody would notice."""
+    command = Path(sys.executable).with_name("crossfade")
+    found = subprocess.run([command, "--version"], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.strip() == version("crossfade")
 
 
 def test_a_checkout_finds_the_same() -> None:

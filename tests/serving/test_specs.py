@@ -31,5 +31,5 @@ def test_an_installation_without_specifications_says_so(monkeypatch: pytest.Monk
 
 def test_an_installed_wheel_has_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("key: ü", encoding="utf-8")
-    monkeypatch.setattr(specs, "_PLACES", (tmp_path, specs._PLACES[1]))
+    monkeypatch.setattr(specs, "_PLACES", (tmp_path / "no checkout", tmp_path))
     assert spec_text("mine") == "key: ü"
