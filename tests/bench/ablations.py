@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import this_setting
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -212,19 +210,6 @@ def markdown(tables: dict[str, dict[str, Row]], setting: dict[str, str], note: s
     return "\n".join(lines)
 
 
-def the_setting() -> dict[str, str]:
-    """What the figures were measured with."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    return {
-        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "commit": done.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def flat(tables: dict[str, dict[str, Row]]) -> Row:
     """{"Lkv Lkv=1, S=1 hr": 0.19, ...}"""
     return {
@@ -241,7 +226,7 @@ class Results:
     def __init__(self, path: Path | None, note: str, fresh: bool) -> None:
         self.tables: dict[str, dict[str, Row]] = {}
         self._path, self._note, self._known = path, note, {}
-        self.setting = the_setting()  # now: the checkout may move on during the training
+        self.setting = this_setting()  # now: the checkout may move on during the training
         if path is not None and path.is_file() and not fresh:
             earlier = json.loads(path.read_text(encoding="utf-8"))
             self._known = earlier["rows"] if earlier["note"] == note else {}

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from provenance import commit
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = {"moe": ("moe-4b", 28), "1b": ("1B", 1), "8b": ("8B", 4)}
 ARMS = ("compiled", "bf16", "fp8", "eager")
@@ -61,12 +63,9 @@ def hardware() -> dict[str, str]:
     found, problem = child(["-c", ask], 120)
     if not found:
         raise SystemExit(f"no usable GPU: {problem}")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
     return {key: str(value) for key, value in found.items()} | {
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
 
 

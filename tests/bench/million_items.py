@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from provenance import this_setting
 from rich.console import Console
 
 from model.beam import beam_search
@@ -33,7 +31,6 @@ from model.onerec import OneRecV2
 from model.semantic_ids import TokenizerQuality, extend_tokenizer, fit_tokenizer
 from model.trie import ItemTrie
 
-ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 3
 NEW_ITEMS_SHARE = 0.01
 HISTORY = 50
@@ -138,19 +135,6 @@ def report(numbers: dict[str, float], quality: TokenizerQuality, setting: dict[s
     return "\n".join(lines)
 
 
-def the_setting() -> dict[str, str]:
-    """What the figures were measured with."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    return {
-        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "commit": done.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def main() -> None:
     """Build, search, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,7 +182,7 @@ def main() -> None:
             legal.append(share)
     numbers |= {"legal_share": min(legal), "peak_gib": round(peak_gib(), 2)}
     numbers |= {"reconstruction": round(quality.reconstruction, 4), "collision_rate": round(quality.collision_rate, 5)}
-    setting = the_setting()
+    setting = this_setting()
     text = report(numbers, quality, setting)
     print(text)
     if options.out:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from provenance import this_setting
 from torch import Tensor
 from torch.nn import functional
 
@@ -99,12 +97,6 @@ def recommenders(plain_dir: Path, fp8_dir: Path, rounds: int) -> dict[str, float
     return medians_ms(calls, rounds, 4)
 
 
-def commit() -> str:
-    """The commit that is measured, or "unknown" outside a repository."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     """Measure, print, and write the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,13 +106,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds = 5 if options.quick else 40
-    setting = {
-        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print(f"{setting['hardware']}; {setting['versions']}\n")
+    made = this_setting()
+    print(f"{made['hardware']}; {made['versions']}\n")
     with tempfile.TemporaryDirectory() as home:
         plain = options.checkpoint or random_checkpoint(Path(home) / "bf16")
         answer = recommenders(plain, Path(home) / "fp8", rounds)
@@ -138,7 +125,7 @@ def main() -> None:
         numbers |= {f"{name}_{label}_ms": row[name] for name in ("plain", "reference", "eight_bits", "scaled_mm")}
     numbers = {name: round(value, 4) for name, value in numbers.items()}
     if options.out:
-        options.out.write_text(json.dumps(setting | {"numbers": numbers}, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(made | {"numbers": numbers}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(numbers))
 
 

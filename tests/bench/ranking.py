@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from provenance import this_setting
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -196,19 +193,6 @@ def write(path: Path, setting: dict[str, str], runs: list[Run]) -> None:
     path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-def the_setting() -> dict[str, str]:
-    """What the figures were measured with."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    return {
-        "hardware": f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, one thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "commit": done.stdout.strip() or "unknown",
-        "command": shlex.join(["python", *sys.argv]),
-    }
-
-
 def main() -> None:
     """Train what is missing, one run after the other; write after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -223,7 +207,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(stderr=True)
     split = leave_one_out(load_movielens(fetch_movielens(options.data, console.print)))
-    setting = the_setting()  # before hours of training, during which the checkout may move on
+    setting = this_setting()  # before hours of training, during which the checkout may move on
     runs = [] if options.fresh or options.quick else stored(options.out)
     wanted = [
         (name, seed)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np  # noqa: E402  # below the path that the imports need
 
 from stats.simulation.runner import simulate  # noqa: E402
 from tests.bench import cdnow, open_bandit  # noqa: E402
+from tests.bench.provenance import commit  # noqa: E402
 from tests.bench.real_report import ARMS, rates_of, render  # noqa: E402
 from tests.bench.real_sources import CACHE, CDNOW, CDNOW_FILE, OPEN_BANDIT, ContentError, UnreachableError  # noqa: E402
 
@@ -87,12 +87,9 @@ def numbers(document: Mapping[str, Any]) -> dict[str, float]:
 
 def setting(arguments: Sequence[str]) -> dict[str, str]:
     """Where the figures come from."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
     return {
         "command": " ".join(["python tests/bench/real_data.py", *arguments]),
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         "versions": f"Python {platform.python_version()}, numpy {np.__version__}",
         "data": f"{OPEN_BANDIT.requirement}, {CDNOW.requirement}",
     }

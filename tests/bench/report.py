@@ -35,6 +35,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import scipy
+from provenance import commit
 from pyarrow import parquet
 from report_ours import KINDS, TUNING, metrics, report
 
@@ -291,12 +292,6 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """The commit that is measured, or "unknown" outside a repository."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def _options() -> argparse.Namespace:
