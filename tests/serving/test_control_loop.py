@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from experiment.state import DecisionRow, LookInput, State, Verdict
 from experiment.store.memory import MemoryAssignments, MemoryExperimentRepository, MemoryTables
 from serving.control_loop import ControlLoop
 from tests.experiment.factories import DOCUMENT
+from tests.serving.waiting import until
 
 BEGAN = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -95,14 +95,6 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not happen")
 
 
 async def test_each_experiment_is_looked_at_when_it_is_due(world: World) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +12,7 @@ from experiment.errors import StoreUnavailableError
 from experiment.ports import Enrolment
 from experiment.store.memory import MemoryAssignments
 from serving.enrol import Enrolments, Kept
+from tests.serving.waiting import until
 
 
 class Assignments(MemoryAssignments):
@@ -42,14 +41,6 @@ def store() -> Assignments:
 
 def enrolments(store: Assignments, capacity: int = 100, retry_s: float = 0.0) -> Enrolments:
     return Enrolments(store, capacity, retry_s)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    for _ in range(1000):
-        if holds():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not happen")
 
 
 async def test_a_first_sight_is_told_to_redis_once(store: Assignments) -> None:

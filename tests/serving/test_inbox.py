@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from experiment.events import Interaction, Kind, Record
 from serving.errors import SpoolFullError
 from serving.inbox import Inbox
+from tests.serving.waiting import until
 
 START = datetime(2026, 11, 23, tzinfo=UTC)
 STAMPING_S = 0.05
@@ -68,14 +68,6 @@ def event(name: object, at_s: float = 100.0) -> Interaction:
 
 def low_s(inbox: Inbox) -> float:
     return (inbox.low_watermark() - START).total_seconds()
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    for _ in range(1000):
-        if holds():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not happen")
 
 
 async def test_accept_returns_after_the_records_are_on_the_disk(inbox: Inbox, spool: FakeSpool) -> None:

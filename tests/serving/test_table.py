@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +14,7 @@ from experiment.errors import StoreUnavailableError
 from experiment.routing import RoutingTable
 from experiment.store.memory import MemoryAssignments
 from serving.table import TableHolder
+from tests.serving.waiting import until
 
 
 def table(version: int, variant: str = "bf16") -> RoutingTable:
@@ -53,14 +53,6 @@ def sources() -> Sources:
 @pytest.fixture
 def holder(sources: Sources) -> TableHolder:
     return TableHolder(sources, sources.from_sql, table(-1), poll_s=0.001)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not happen")
 
 
 @pytest.mark.parametrize(
