@@ -29,12 +29,9 @@ _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'"
 )
 _WEEK_S = 7 * 86_400
+_DRAWN = 300  # looks that a chart shows; more would not be seen
 
 _templates = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True)
-
-
-DRAWN = 300
-"""Looks that a chart shows; more would not be seen."""
 
 
 @router.get("/")
@@ -100,7 +97,7 @@ def static(name: str) -> Response:
 
 def _content(key: str, services: Services) -> dict[str, Any]:
     row = services.experiments.get(key)
-    decisions = services.experiments.decisions(key, thinned_to=DRAWN)
+    decisions = services.experiments.decisions(key, thinned_to=_DRAWN)
     report = build_report(row, decisions)
     points = timeseries(row.spec, decisions)
     drawings = []
