@@ -13,10 +13,9 @@ from experiment.state import ArmAggregate, Latch, LookInput
 from experiment.triggered import TriggeredEvidence, weigh_triggered
 from stats.bound import relative_bound
 from stats.contrast import Contrast, difference, noninferiority
-from stats.estimate import Estimate, mean, ratio
+from stats.estimate import Estimate
 from stats.evalues import latch
 from stats.mixture import confidence_sequence, log_e_one_sided, tau2_for
-from stats.moments import Moments
 from stats.relative import relative_interval
 from stats.srm import concentration_for, log_e_srm
 
@@ -163,7 +162,7 @@ def weigh(look: LookInput) -> Evidence:
 def _measure(look: LookInput, metric: MetricSpec, arm: ArmAggregate, control: ArmAggregate) -> MetricEvidence:
     spec, tau2 = look.row.spec, look.row.tau2[metric.name]
     before = look.row.latches.get(latch_key(metric.name, arm.arm), Latch())
-    t, c = _estimate(metric.name, arm.moments[metric.name]), _estimate(metric.name, control.moments[metric.name])
+    t, c = (METRICS[metric.name].estimate(one.moments[metric.name]) for one in (arm, control))
     ready = _past_burn_in(spec, arm) and _past_burn_in(spec, control)
     effect = low = high = bound = harm_bound = None
     promote = rollback = superior = 0.0
@@ -212,10 +211,6 @@ def _log_e_values(metric: MetricSpec, t: Estimate, c: Estimate, tau2: float) -> 
 
 def _log_e(contrast: Contrast, tau2: float) -> float:
     return log_e_one_sided(contrast.d, contrast.variance, tau2)
-
-
-def _estimate(metric: str, moments: Moments) -> Estimate | None:
-    return ratio(moments) if METRICS[metric].kind == "ratio" else mean(moments)
 
 
 def _past_burn_in(spec: ExperimentSpec, arm: ArmAggregate) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stats.estimate import Estimate, mean, ratio
+from stats.moments import Moments
+
 COLUMNS = (
     "requests",
     "impressions",
@@ -34,6 +37,10 @@ class Metric:
     increasing: bool
     unit: str
     cappable: bool = False
+
+    def estimate(self, moments: Moments) -> Estimate | None:
+        """Its value over these users, with its variance; None where there are too few."""
+        return ratio(moments) if self.kind == "ratio" else mean(moments)
 
 
 _KNOWN = (

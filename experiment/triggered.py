@@ -14,7 +14,7 @@ from typing import Any
 from experiment.metrics import METRICS
 from experiment.state import ArmAggregate, LookInput
 from stats.dilution import Triggered, diluted_interval, triggered_share
-from stats.estimate import Estimate, mean, ratio
+from stats.estimate import Estimate
 from stats.moments import Moments
 from stats.relative import relative_interval
 from stats.srm import concentration_for, log_e_srm
@@ -103,12 +103,12 @@ def weigh_triggered(look: LookInput, alpha: float, srm_delta: float) -> Triggere
 def _measure(metric: str, treatment: ArmAggregate, control: ArmAggregate, tau2: float, alpha: float) -> TriggeredMetric:
     hit_t, hit_c = _moments(treatment.triggered, metric), _moments(control.triggered, metric)
     rest_t, rest_c = _moments(treatment.rest, metric), _moments(control.rest, metric)
-    t, c = _estimate(metric, hit_t), _estimate(metric, hit_c)
+    t, c = METRICS[metric].estimate(hit_t), METRICS[metric].estimate(hit_c)
     return TriggeredMetric(
         metric=metric,
         arm=treatment.arm,
         triggered=_effect(t, c, tau2, alpha),
-        rest=_effect(_estimate(metric, rest_t), _estimate(metric, rest_c), tau2, alpha),
+        rest=_effect(METRICS[metric].estimate(rest_t), METRICS[metric].estimate(rest_c), tau2, alpha),
         diluted=_diluted(metric, t, c, (hit_t + hit_c, rest_t + rest_c), tau2, alpha),
     )
 
@@ -128,7 +128,7 @@ def _diluted(
     alpha: float,
 ) -> Effect:
     """both: the moments of the triggered and of the other users, over both arms."""
-    share, rest = triggered_share(*both), _estimate(metric, both[1])
+    share, rest = triggered_share(*both), METRICS[metric].estimate(both[1])
     if t is None or c is None or share is None or share.value <= 0:
         return Effect()
     if rest is None and share.value == 1:
@@ -138,10 +138,6 @@ def _diluted(
     found = Triggered(t, c, rest, share)
     value = _finite(found.relative_overall)
     return Effect() if value is None else Effect(value, *map(_finite, diluted_interval(found, tau2, alpha)))
-
-
-def _estimate(metric: str, moments: Moments) -> Estimate | None:
-    return ratio(moments) if METRICS[metric].kind == "ratio" else mean(moments)
 
 
 def _moments(of: Mapping[str, Moments], metric: str) -> Moments:
