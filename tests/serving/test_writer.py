@@ -97,10 +97,11 @@ def names(count: int) -> list[str]:
 
 
 def leave_behind(settings: Settings, name: str, *numbers: int) -> Path:
-    spool = Spool(settings.spool_dir / name, 2**20, 2**12)
+    spool = Spool(settings.home / "elsewhere" / name, 2**20, 2**12)  # a running writer must not meet it half made
     spool.append(events(*numbers))
     spool.close()
-    return spool.folder
+    settings.spool_dir.mkdir(parents=True, exist_ok=True)
+    return spool.folder.rename(settings.spool_dir / name)
 
 
 def until(holds: Callable[[], Any]) -> None:
