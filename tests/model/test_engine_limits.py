@@ -62,4 +62,7 @@ def test_devices_without_the_means_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     assert unfit_device(gpu) == ("compute capability 8.9, the kernels need 9.0",)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(limits, "_driver_problem", lambda: "no C compiler")
+    assert unfit_device(gpu) == ("Triton does not work here: no C compiler",)
+    monkeypatch.setattr(limits, "_driver_problem", lambda: None)
     assert unfit_device(gpu) == ()
