@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def load_crossover(path: Path, device: str) -> Crossover:
 def save_crossover(path: Path, device: str, crossover: Crossover) -> None:
     """Write it under the device's name, beside what other devices measured, and in place of an older file."""
     content = _content(path) | {device: [asdict(timing) for timing in crossover.timings]}
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # replicas of one variant start together
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
 
