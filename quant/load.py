@@ -14,6 +14,7 @@ from model.errors import CheckpointError
 from model.onerec import OneRecV2
 from model.recommender import DEFAULT_BEAM_WIDTH, Recommender
 from quant.convert import Progress, hollow, quantise_layer, selected
+from quant.engine import on_engine
 from quant.errors import DeviceError, QuantError, RecipeError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
@@ -72,10 +73,14 @@ def load_recommender(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     beam_width: int = DEFAULT_BEAM_WIDTH,
+    *,
+    engine: bool = True,
 ) -> Recommender:
     """A recommender from any checkpoint, plain or quantised; `dtype` is that of everything that is not E4M3.
 
-    Raises CheckpointError for a damaged or foreign checkpoint, DeviceError for a GPU below the recipe's minimum.
+    On a CUDA device the engine answers, where it can run the model, see `quant.engine.on_engine`; `engine` False: the
+    plain model does everywhere. Raises CheckpointError for a damaged or foreign checkpoint, DeviceError for a GPU below
+    the recipe's minimum.
     """
     place = torch.device(device)
 
@@ -83,6 +88,8 @@ def load_recommender(
         return build_model(files) if files.quantization is None else build_quantised(files, place)
 
     recommender = Recommender.load(directory, place, dtype, beam_width, builder)
+    if engine and place.type == "cuda":
+        recommender = on_engine(recommender, Path(directory))
     for layer in recommender.model.modules():
         if isinstance(layer, Fp8Linear | Fp8Experts):
             layer.prepare(recommender.model.bos)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -52,12 +52,19 @@ class Ranker(Protocol):
     def recommend(self, histories: Sequence[Sequence[str]], k: int) -> Sequence[Sequence[Scored]]: ...
 
 
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A ranker that gets ready for the sizes it will be asked for; `model.engine.recommender` has one."""
+
+    def warm_up(self, most: int, widths: Sequence[int]) -> None: ...
+
+
 Loader = Callable[[str, str], Ranker]
 """(checkpoint folder, device) -> a model, ready to answer."""
 
 
 def load_checkpoint(folder: str, device: str) -> Ranker:
-    """The model of any checkpoint, plain or quantised."""
+    """The model of any checkpoint, plain or quantised; on a GPU the engine answers, where it can run the model."""
     from quant.load import load_recommender
 
     return load_recommender(folder, device)
@@ -78,6 +85,9 @@ class Variant:
         self._batched: Callable[[tuple[list[str], int]], Any] = serve.batch(
             max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_s
         )(self._answer_many)
+        if isinstance(self._model, WarmsUp):
+            items = len(self._model.catalogue)
+            self._model.warm_up(settings.batch_size, [min(USUAL_K, items), min(MAX_K, items)])
         for size in {1, settings.batch_size}:
             self._rank([([], 1)] * size)
 

@@ -24,13 +24,16 @@ class Arithmetic(Protocol[M]):
 
     @property
     def eight(self) -> bool:
-        """Whether rows are rounded to E4M3 before they are multiplied."""
+        """Whether any rows are rounded to E4M3 before they are multiplied."""
+
+    def takes_eight(self, matrix: M, rows: int) -> bool:
+        """Whether so many rows are to be rounded to E4M3 before `product` multiplies them by this matrix."""
 
     def matrix(self, weight: Tensor) -> M:
-        """weight [N, K] 16 bit -> what `product` reads."""
+        """weight [N, K] 16 bit, or float32 that E4M3 holds with a scale per row -> what `product` reads."""
 
     def product(self, rows: Rows, matrix: M) -> Tensor:
-        """rows [T, K] · weightᵀ -> [T, N] 16 bit."""
+        """rows [T, K], in either format, · weightᵀ -> [T, N] 16 bit."""
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
         """up [E, 2I, d], gate rows first, and down [E, d, I] -> what `grouped_product` reads."""
@@ -45,6 +48,10 @@ class SixteenBit:
 
     name: str = "bf16"
     eight: bool = False
+
+    def takes_eight(self, matrix: Tensor, rows: int) -> bool:  # noqa: ARG002 - the protocol's
+        """Never."""
+        return False
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight itself."""

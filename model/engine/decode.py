@@ -12,9 +12,12 @@ from torch.nn import functional
 from model.engine.arithmetic import Arithmetic, BlockMatrices, Dense, Experts
 from model.engine.cross_attention import ContextRows, cross_attention
 from model.engine.grouped import grouped_product
+from model.engine.legality import descend, legal_bits
+from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.prefixes import Prefixes
 from model.engine.routing import capacity, route, spread
-from model.engine.select import GROUP, select_beams
+from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from model.engine.weights import BlockWeights, DecoderWeights
@@ -22,16 +25,25 @@ from model.errors import ModelError
 
 M = TypeVar("M")
 
-MOST_LEVELS = 3
-"""Tokens that the self attention kernel looks back on, the new one included."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """Best first: codes [B, W, levels] int64 and their log probabilities [B, W] float32."""
+    """Best first: codes [B, W, levels] int64 and their log probabilities [B, W] float32, -inf where nothing was left.
+
+    items [B, W] int64, where a trie was given: catalogue indices, -1 where nothing was left.
+    """
 
     codes: Tensor
     scores: Tensor
+    items: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """The trie that the beams have to follow, and of each level the seen items' nodes [B, M], see `Prefixes.used`."""
+
+    prefixes: Prefixes
+    used: tuple[Tensor, ...] | None = None
 
 
 class Decoder(Generic[M]):
@@ -43,11 +55,11 @@ class Decoder(Generic[M]):
 
     def __init__(self, weights: DecoderWeights, arithmetic: Arithmetic[M]) -> None:
         config = weights.config
-        if config.levels > MOST_LEVELS:
-            raise ModelError(f"levels: the engine decodes at most {MOST_LEVELS}, got {config.levels}")
-        if config.codebook_size % GROUP:
-            raise ModelError(f"codebook_size: the engine needs a multiple of {GROUP}, got {config.codebook_size}")
-        self.config, self.arithmetic, self.weights = config, arithmetic, weights
+        if reasons := unfit_model(config, weights.bos.dtype, eight=arithmetic.eight):
+            raise ModelError(f"the engine cannot decode this model: {'; '.join(reasons)}")
+        self.config, self.arithmetic = config, arithmetic
+        self.bos, self.token_embed = weights.bos, weights.token_embed
+        self.head_norms, self.heads = weights.head_norms, weights.heads
         self.blocks = tuple(self._prepared(block) for block in weights.blocks)
 
     def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
@@ -69,17 +81,22 @@ class Decoder(Generic[M]):
         up, down = self.arithmetic.experts(block.up, block.down)
         return Experts(up, down, block.shared, _eights(block.router), block.router_bias)
 
-    def decode(self, contexts: tuple[ContextRows, ...], width: int) -> Decoded:
-        """One ContextRows per key/value set; width: beams kept after every level, a power of two."""
-        config, weights = self.config, self.weights
+    def decode(self, contexts: tuple[ContextRows, ...], width: int, walk: Walk | None = None) -> Decoded:
+        """One ContextRows per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
+
+        With a walk only prefixes of unseen items are followed, as `reference.search` defines it. A codebook smaller
+        than `width` fills the beams from the second level on.
+        """
+        config = self.config
         batch = contexts[0].lengths.shape[0]
-        if width & (width - 1) or not 1 <= width <= config.codebook_size:
-            raise ModelError(f"beam_width: the engine needs a power of two up to the codebook's size, got {width}")
-        h = weights.bos.repeat(batch, 1)
+        if not power_of_two(width) or width > MOST_BEAMS:
+            raise ModelError(f"beam_width: the engine needs a power of two up to {MOST_BEAMS}, got {width}")
+        h = self.bos.repeat(batch, 1)
         scores = torch.zeros(batch, 1, device=h.device)
         codes = torch.empty(batch, 1, 0, dtype=torch.int64, device=h.device)
         past: list[list[Tensor]] = [[] for _ in self.blocks]
         parents: tuple[Tensor, ...] = ()
+        nodes = None if walk is None else walk.prefixes.roots(batch)
         for level in range(config.levels):
             pending: Tensor | Mixed | None = None
             beams = scores.shape[1]
@@ -87,15 +104,22 @@ class Decoder(Generic[M]):
                 context = contexts[config.kv_set_of(layer)]
                 pending, qkv = self._block(block, h, pending, context, beams, tuple(past[layer]), parents)
                 past[layer].append(qkv)
-            x = add_norm(h, pending, weights.head_norms[level], config.norm_eps)
-            best = select_beams(functional.linear(x.values, weights.heads[level]), scores, width)
+            x = add_norm(h, pending, self.head_norms[level], config.norm_eps)
+            legal = None
+            if walk is not None and nodes is not None:
+                legal = legal_bits(walk.prefixes, level, nodes, None if walk.used is None else walk.used[level])
+            kept = min(width, beams * config.codebook_size)
+            best = select_beams(functional.linear(x.values, self.heads[level]), scores, kept, legal)
+            if walk is not None and nodes is not None:
+                nodes = descend(walk.prefixes, level, nodes, best)
             scores = best.scores
             before = codes.gather(1, best.beams[..., None].expand(-1, -1, codes.shape[2]))
             codes = torch.cat([before, best.codes[..., None]], dim=-1)
             if level + 1 < config.levels:
-                h = weights.token_embed[level][best.codes.flatten()]
+                h = self.token_embed[level][best.codes.flatten()]
                 parents = (best.beams.flatten(),) if level else ()
-        return Decoded(codes, scores)
+        items = None if walk is None or nodes is None else walk.prefixes.items(nodes)
+        return Decoded(codes, scores, items)
 
     def _block(
         self,
@@ -108,29 +132,27 @@ class Decoder(Generic[M]):
         parents: tuple[Tensor, ...],
     ) -> tuple[Tensor | Mixed, Tensor]:
         """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
-        product, eight, eps, heads = (
-            self.arithmetic.product,
-            self.arithmetic.eight,
-            self.config.norm_eps,
-            self.config.n_heads,
-        )
-        x = add_norm(h, pending, block.norm_cross, eps, eight=eight)
+        product, eps, heads = self.arithmetic.product, self.config.norm_eps, self.config.n_heads
+        x = add_norm(h, pending, block.norm_cross, eps, eight=self._eight(block.cross_q, h))
         read = cross_attention(product(x, block.cross_q), context, beams, heads)
-        x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=eight)
+        x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = product(x, block.self_qkv)
-        mixed = self_attention(qkv, past, parents, beams, heads, eight=eight)
+        mixed = self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h))
         return self._feed_forward(block, h, product(mixed, block.self_o)), qkv
 
     def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor) -> Tensor | Mixed:
         layer = block.feed_forward
         if isinstance(layer, Experts):
             return self._mixture(layer, h, pending, block.norm_ffn)
-        product, eight = self.arithmetic.product, self.arithmetic.eight
-        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=eight)
-        return product(swiglu(product(x, layer.up), eight=eight), layer.down)
+        product = self.arithmetic.product
+        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=self._eight(layer.up, h))
+        return product(swiglu(product(x, layer.up), eight=self._eight(layer.down, h)), layer.down)
+
+    def _eight(self, matrix: M, h: Tensor) -> bool:
+        return self.arithmetic.takes_eight(matrix, h.shape[0])
 
     def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor) -> Mixed:
-        eight, top_k = self.arithmetic.eight, self.config.experts_per_token
+        eight, top_k = layer.up.scale is not None, self.config.experts_per_token
         room = capacity(h.shape[0], layer.shared, layer.router_bias.shape[0], top_k)
         x = add_norm(
             h, pending, gamma, self.config.norm_eps, eight=eight, want_plain=True, want_square=eight,

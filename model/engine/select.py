@@ -1,10 +1,10 @@
 """The best beams of all beams times all codes, exactly, without ever writing a log probability per code.
 
-Order: a candidate's score is its beam's score plus log softmax of its logit; of equal scores the lowest index
-(beam · codebook + code) comes first. Steps: (1) one pass over the logits gives each row's log sum and the best score
-of each group of GROUP codes; (2) the k best groups are found: no candidate outside them can be among the k best,
-for k candidates come before it; (3) the k best candidates of those groups. Selection finds the k-th largest key bit
-by bit, keys being the scores' bits in an order-preserving form.
+Order: a candidate's score is its beam's score plus log softmax of its logit over the whole codebook, and -inf when
+it is not legal; of equal scores the lowest index (beam · codebook + code) comes first. Steps: (1) one pass over the
+logits gives each row's log sum and the best score of each group of GROUP codes; (2) the k best groups are found: no
+candidate outside them can be among the k best, for k candidates come before it; (3) the k best candidates of those
+groups. Selection finds the k-th largest key bit by bit, keys being the scores' bits in an order-preserving form.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -19,8 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.engine.limits import WORD
+
 GROUP = 128
-"""Codes of a group."""
+"""Codes of a group, or all of a smaller codebook."""
 
 _CHUNK = 4096  # keys that a program looks at in one go
 _WARPS = 16
@@ -35,23 +37,25 @@ class Chosen:
     codes: Tensor
 
 
-def select_beams(logits: Tensor, scores: Tensor, k: int) -> Chosen:
+def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = None) -> Chosen:
     """logits [B·R, C] and scores [B, R] float32 -> the k best of each request's R·C candidates; k a power of two.
 
-    C is a multiple of GROUP and R·C/GROUP at least k, or R·C at least k where R is 1.
+    C and R are powers of two, C at least WORD and R·C at least k. legal [B·R, C / 32] int32: bit c % 32 of word c / 32
+    says whether code c may be taken. Where fewer than k candidates are legal and alive, illegal ones follow at -inf.
     """
     batch, beams = scores.shape
     rows, codes = logits.shape
-    groups = codes // GROUP
+    group = min(GROUP, codes)
+    groups = codes // group
     keys = torch.empty(batch, beams * groups, dtype=torch.int32, device=logits.device)
     offset = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    _best_of_groups[(rows,)](logits, scores, offset, keys, CODES=codes, GROUP=GROUP, num_warps=8)
+    _best_of_groups[(rows,)](logits, scores, legal, offset, keys, CODES=codes, GROUP=group, WORD=WORD, num_warps=8)
     wanted = min(k, beams * groups)
     chosen = _largest(keys, wanted)
-    inner = torch.empty(batch, wanted * GROUP, dtype=torch.int32, device=logits.device)
+    inner = torch.empty(batch, wanted * group, dtype=torch.int32, device=logits.device)
     per = min(wanted, 16)
     _keys_of_groups[(batch, wanted // per)](
-        logits, offset, chosen, inner, beams, GROUPS=groups, GROUP=GROUP, WANTED=wanted, PER=per
+        logits, legal, offset, chosen, inner, beams, GROUPS=groups, GROUP=group, WORD=WORD, WANTED=wanted, PER=per
     )
     within = _largest(inner, k)
     out = Chosen(
@@ -61,7 +65,7 @@ def select_beams(logits: Tensor, scores: Tensor, k: int) -> Chosen:
     )
     _ranked[(batch,)](
         inner, within, chosen, out.scores, out.beams, out.codes,
-        CODES=codes, GROUP=GROUP, WANTED=wanted, K=k, num_warps=4,
+        CODES=codes, GROUP=group, WANTED=wanted, K=k, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -83,26 +87,33 @@ def _ordered(x):
 
 
 @triton.jit
-def _best_of_groups(logits, scores, offset, keys, CODES: tl.constexpr, GROUP: tl.constexpr):
+def _best_of_groups(logits, scores, legal, offset, keys, CODES: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    x = tl.load(logits + row * CODES + tl.arange(0, CODES)).to(tl.float32)
-    top = tl.max(x, 0)
-    shift = tl.load(scores + row) - (top + tl.log(tl.sum(tl.exp(x - top), 0)))
+    word, bit = tl.arange(0, CODES // WORD), tl.arange(0, WORD)
+    x = tl.load(logits + row * CODES + word[:, None] * WORD + bit[None, :]).to(tl.float32)
+    top = tl.max(tl.max(x, 1), 0)
+    shift = tl.load(scores + row) - (top + tl.log(tl.sum(tl.sum(tl.exp(x - top), 1), 0)))
     tl.store(offset + row, shift)
-    best = tl.max(tl.reshape(x, [CODES // GROUP, GROUP]), 1) + shift
+    if legal is not None:
+        mask = tl.load(legal + row * (CODES // WORD) + word)
+        x = tl.where(((mask[:, None] >> bit[None, :]) & 1) != 0, x, float("-inf"))
+    best = tl.max(tl.reshape(tl.max(x, 1), [CODES // GROUP, GROUP // WORD]), 1) + shift
     tl.store(keys + row * (CODES // GROUP) + tl.arange(0, CODES // GROUP), _ordered(best))
 
 
 @triton.jit
 def _keys_of_groups(
-    logits, offset, chosen, inner, beams,
-    GROUPS: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, PER: tl.constexpr,
+    logits, legal, offset, chosen, inner, beams,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr, WANTED: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
     request, slot = tl.program_id(0).to(tl.int64), tl.program_id(1) * PER + tl.arange(0, PER)
     group = tl.load(chosen + request * WANTED + slot).to(tl.int64)
     row = request * beams + group // GROUPS
     code = (group % GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     x = tl.load(logits + row[:, None] * (GROUPS * GROUP) + code).to(tl.float32) + tl.load(offset + row)[:, None]
+    if legal is not None:
+        mask = tl.load(legal + row[:, None] * (GROUPS * GROUP // WORD) + code // WORD)
+        x = tl.where(((mask >> (code % WORD).to(tl.int32)) & 1) != 0, x, float("-inf"))
     at = request * WANTED * GROUP + slot[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     tl.store(inner + at, _ordered(x))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from model.config import OneRecConfig
 from model.onerec import OneRecV2
+
+Read = Callable[[str], Tensor]
+"""The weight of a plain model's parameter of this name: 16 bit, or float32 where a checkpoint keeps it in E4M3."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +40,10 @@ class BlockWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderWeights:
-    """Everything that decoding reads, in one dtype on one device."""
+    """Everything that decoding reads, on one device; blocks may be made when they are asked for."""
 
     config: OneRecConfig
-    blocks: tuple[BlockWeights, ...]
+    blocks: Sequence[BlockWeights]
     bos: Tensor  # [d]
     token_embed: tuple[Tensor, ...]  # [codebook, d] of each level but the last
     head_norms: tuple[Tensor, ...]  # [d] of each level
@@ -51,17 +55,47 @@ class DecoderWeights:
         return self.bos.device
 
 
-def weights_of(model: OneRecV2) -> DecoderWeights:
-    """The weights of a plain model; attention and embeddings share its storage, experts are stacked anew."""
-    config, state = model.config, model.state_dict()
+class ModelBlocks(Sequence[BlockWeights]):
+    """The blocks of a model, each made anew when it is asked for, so that stacked or decoded copies live briefly."""
+
+    def __init__(self, config: OneRecConfig, read: Read) -> None:
+        self._config, self._read = config, read
+
+    def __len__(self) -> int:
+        return self._config.n_layers
+
+    @overload
+    def __getitem__(self, index: int) -> BlockWeights: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BlockWeights]: ...
+
+    def __getitem__(self, index: int | slice) -> BlockWeights | Sequence[BlockWeights]:
+        layers = range(len(self))[index]
+        if isinstance(layers, int):
+            return _block(self._config, self._read, layers)
+        return [_block(self._config, self._read, layer) for layer in layers]
+
+    def __iter__(self) -> Iterator[BlockWeights]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def weights_of(model: OneRecV2, read: Read | None = None) -> DecoderWeights:
+    """The weights of a model; attention and embeddings share its storage, experts are stacked anew.
+
+    `read` finds the weights of a model that is not plain; None: its own parameters.
+    """
+    config = model.config
+    if read is None:
+        read = model.state_dict().__getitem__
     levels = range(config.levels)
     return DecoderWeights(
         config=config,
-        blocks=tuple(_block(config, state, layer) for layer in range(config.n_layers)),
-        bos=state["bos"],
-        token_embed=tuple(state[f"token_embed.{level}.weight"] for level in levels[:-1]),
-        head_norms=tuple(state[f"head_norms.{level}.weight"] for level in levels),
-        heads=tuple(state[f"heads.{level}.weight"] for level in levels),
+        blocks=ModelBlocks(config, read),
+        bos=read("bos"),
+        token_embed=tuple(read(f"token_embed.{level}.weight") for level in levels[:-1]),
+        head_norms=tuple(read(f"head_norms.{level}.weight") for level in levels),
+        heads=tuple(read(f"heads.{level}.weight") for level in levels),
     )
 
 
@@ -108,35 +142,43 @@ def random_weights(
     )
 
 
-def _block(config: OneRecConfig, state: Mapping[str, Tensor], layer: int) -> BlockWeights:
+def _block(config: OneRecConfig, read: Read, layer: int) -> BlockWeights:
     at, moe = f"decoder.blocks.{layer}.", config.is_moe_layer(layer)
-    up, down, shared = _experts(config, state, layer)
+    up, down, shared = _experts(config, read, layer)
     return BlockWeights(
-        norm_cross=state[f"{at}norm_cross.weight"],
-        norm_self=state[f"{at}norm_self.weight"],
-        norm_ffn=state[f"{at}norm_ffn.weight"],
-        cross_q=state[f"{at}cross.wq.weight"],
-        cross_o=state[f"{at}cross.wo.weight"],
-        self_qkv=state[f"{at}self_attn.wqkv.weight"],
-        self_o=state[f"{at}self_attn.wo.weight"],
+        norm_cross=read(f"{at}norm_cross.weight"),
+        norm_self=read(f"{at}norm_self.weight"),
+        norm_ffn=read(f"{at}norm_ffn.weight"),
+        cross_q=read(f"{at}cross.wq.weight"),
+        cross_o=read(f"{at}cross.wo.weight"),
+        self_qkv=read(f"{at}self_attn.wqkv.weight"),
+        self_o=read(f"{at}self_attn.wo.weight"),
         up=up,
         down=down,
         shared=shared,
-        router=state[f"{at}ffn.router.weight"] if moe else None,
-        router_bias=state[f"{at}ffn.bias"].float() if moe else None,
+        router=read(f"{at}ffn.router.weight") if moe else None,
+        router_bias=read(f"{at}ffn.bias").float() if moe else None,
     )
 
 
-def _experts(config: OneRecConfig, state: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor, int]:
+def _experts(config: OneRecConfig, read: Read, layer: int) -> tuple[Tensor, Tensor, int]:
     """Up [E, 2I, d], down [E, d, I] and how many of the experts, the first ones, see every row."""
     at = f"decoder.blocks.{layer}.ffn."
     if not config.is_moe_layer(layer):
-        return state[f"{at}gate_up.weight"][None], state[f"{at}down.weight"][None], 1
-    routed = state[f"{at}gate_up"], state[f"{at}down"]
+        return read(f"{at}gate_up.weight")[None], read(f"{at}down.weight")[None], 1
+    up, down = read(f"{at}gate_up"), read(f"{at}down")
     count, inner, d = config.n_shared_experts, config.expert_dim, config.d_model
     if not count:
-        return *routed, 0
+        return up, down, 0
     # a SwiGLU of n·I is the sum of n SwiGLUs of I
-    up = state[f"{at}shared.gate_up.weight"].view(2, count, inner, d).transpose(0, 1).reshape(count, 2 * inner, d)
-    down = state[f"{at}shared.down.weight"].view(d, count, inner).transpose(0, 1)
-    return torch.cat([up, routed[0]]), torch.cat([down, routed[1]]), count
+    shared_up = read(f"{at}shared.gate_up.weight").view(2, count, inner, d).transpose(0, 1)
+    shared_down = read(f"{at}shared.down.weight").view(d, count, inner).transpose(0, 1)
+    return _stacked(shared_up.reshape(count, 2 * inner, d), up), _stacked(shared_down, down), count
+
+
+def _stacked(shared: Tensor, routed: Tensor) -> Tensor:
+    """One after the other; 16 bit unless both are wider, for what one launch multiplies has one format."""
+    if shared.dtype != routed.dtype:
+        narrow = min(shared.dtype, routed.dtype, key=lambda dtype: dtype.itemsize)
+        shared, routed = shared.to(narrow), routed.to(narrow)
+    return torch.cat([shared, routed])

@@ -1,0 +1,87 @@
+"""The sizes that graphs are captured for: whatever is asked is padded up to the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.engine.limits import MOST_BEAMS, MOST_ROWS
+from model.errors import ModelError
+
+LEAST_HISTORY = 64
+_HISTORY_STEP = 8  # tokens behind a history's end are cheap, another graph is not
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """One graph's static sizes. The context holds min(history, context_len) items, `history` seen ones are left out."""
+
+    batch: int  # requests, the dummies included
+    width: int  # beams kept after every level, a power of two
+    history: int  # items of the longest history
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Decoder rows of the first level and of the others."""
+        return self.batch, self.batch * self.width
+
+
+def bucket_for(batch: int, width: int, longest: int) -> Bucket:
+    """The smallest bucket that holds `batch` requests of histories up to `longest` items.
+
+    Batches keep their three leading bits (1..8, 10, 12, 14, 16, 20, ...): at most a quarter is padding. Raises
+    ModelError for a width beyond MOST_BEAMS.
+    """
+    return Bucket(batch_size(batch), beam_width(width), history_size(longest))
+
+
+def batch_size(batch: int) -> int:
+    """`batch` rounded up to three leading bits."""
+    step = 1 << max(0, (batch - 1).bit_length() - 3)
+    return -(-batch // step) * step
+
+
+def beam_width(width: int) -> int:
+    """The next power of two; a wider beam finds what a narrower one finds, or better."""
+    if not 1 <= width <= MOST_BEAMS:
+        raise ModelError(f"beam_width: the engine answers 1..{MOST_BEAMS}, got {width}")
+    return 1 << (width - 1).bit_length()
+
+
+def history_size(longest: int) -> int:
+    """64, 512, 4096, ..."""
+    size = LEAST_HISTORY
+    while size < longest:
+        size *= _HISTORY_STEP
+    return size
+
+
+def most_requests(width: int) -> int:
+    """Requests of one launch with so many beams each."""
+    return MOST_ROWS // beam_width(width)
+
+
+def ladder(most: int, widths: Sequence[int], context_len: int) -> tuple[Bucket, ...]:
+    """Every bucket that batches up to `most` of histories up to `context_len` can need, the largest first."""
+    histories = {history_size(longest) for longest in (*_powers_up_to(context_len), context_len)}
+    return tuple(
+        sorted(
+            {
+                Bucket(batch_size(batch), beam_width(width), history)
+                for width in widths
+                for batch in range(1, min(most, most_requests(width)) + 1)
+                for history in histories
+            },
+            key=lambda bucket: (bucket.batch * bucket.width, bucket.history),
+            reverse=True,
+        )
+    )
+
+
+def served_rows(most: int, widths: Sequence[int]) -> tuple[int, ...]:
+    """The decoder rows of every bucket of batches up to `most` at these widths, ascending."""
+    return tuple(sorted({rows for bucket in ladder(most, widths, 1) for rows in bucket.rows}))
+
+
+def _powers_up_to(limit: int) -> list[int]:
+    return [1 << bit for bit in range(limit.bit_length()) if 1 << bit <= limit]

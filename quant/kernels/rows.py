@@ -1,0 +1,34 @@
+"""Rounding of 16-bit rows to E4M3 where no other kernel does it on the way."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# (kernels are typed by Triton, not by Python)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.engine.norm import Rows
+from quant.primitives import E4M3
+
+
+def round_rows_to_eight(x: Tensor) -> Rows:
+    """x [T, K] 16 bit, contiguous -> E4M3 with a scale per row, as `quant.primitives.row_scale` and `quantise`."""
+    rows, width = x.shape
+    values = torch.empty(rows, width, dtype=E4M3, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    _round[(rows,)](x, values, scale, width, BLOCK=block, num_warps=min(16, max(1, block // 512)))
+    return Rows(values, scale)
+
+
+@triton.jit
+def _round(x, values, scale, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, BLOCK)
+    wide = tl.load(x + row * width + col, col < width, 0.0).to(tl.float32)
+    s = tl.maximum(tl.max(tl.abs(wide), 0) / 448.0, 7.888609052210118e-31)
+    tl.store(values + row * width + col, (wide / s).to(tl.float8e4nv), col < width)
+    tl.store(scale + row, s)

@@ -1,0 +1,89 @@
+"""The engine's arithmetic for FP8 checkpoints: each matrix as it is stored, each product in the faster format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.engine.arithmetic import SixteenBit
+from model.engine.cross_attention import ContextRows
+from model.engine.grouped import ExpertMatrix
+from model.engine.norm import Rows
+from quant.crossover import Crossover
+from quant.kernels.eight_bit import EightBit, EightBitMatrix
+from quant.kernels.rows import round_rows_to_eight
+
+_EIGHT, _SIXTEEN = EightBit(), SixteenBit()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMatrix:
+    """One matrix in the formats that its products are served in: E4M3 with scales, 16 bit, or both."""
+
+    eight: EightBitMatrix | None
+    sixteen: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(inner, outer)."""
+        weight = self.sixteen if self.eight is None else self.eight.weight
+        if weight is None:
+            raise TypeError("matrix: stored in no format")
+        return weight.shape[1], weight.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """E4M3 where the checkpoint has it and it is not slower, else 16 bit.
+
+    Weights come in float32 where they are stored in E4M3, in 16 bit where they are not, and the latter stay so. A
+    product below its crossover multiplies the same rounded weights, decoded once to 16 bit, by rows that are not
+    rounded: never worse than the variant that was quantised. rows: the row counts that will be served; the decoded copy
+    is kept where one of them chooses it. narrow_context: keys and values of the context in E4M3, too, and what the
+    cross attention then hands over in E4M3 is multiplied so at any size.
+    """
+
+    crossover: Crossover
+    rows: tuple[int, ...]
+    narrow_context: bool = True
+    name: str = "fp8"
+    eight: bool = True
+
+    def takes_eight(self, matrix: StoredMatrix, rows: int) -> bool:
+        """As measured; a matrix that has one format only takes that."""
+        if matrix.eight is None or matrix.sixteen is None:
+            return matrix.sixteen is None
+        return self.crossover.takes_eight(rows, *matrix.shape)
+
+    def matrix(self, weight: Tensor) -> StoredMatrix:
+        """Codes and scales are recovered from the float32 product of the stored ones, see `EightBit.matrix`."""
+        if weight.dtype is not torch.float32:
+            return StoredMatrix(None, weight)
+        outer, inner = weight.shape
+        chosen = {self.crossover.takes_eight(rows, inner, outer) for rows in self.rows}
+        return StoredMatrix(_EIGHT.matrix(weight), weight.bfloat16() if False in chosen else None)
+
+    def product(self, rows: Rows, matrix: StoredMatrix) -> Tensor:
+        """In the rows' format where the matrix has it; rows in 16 bit are rounded for a matrix in E4M3 alone."""
+        if rows.scale is not None:
+            if matrix.eight is not None:
+                return _EIGHT.product(rows, matrix.eight)
+            rows = Rows((rows.values.float() * rows.scale[:, None]).bfloat16())
+        if matrix.sixteen is not None and not self.takes_eight(matrix, rows.values.shape[0]):
+            return functional.linear(rows.values, matrix.sixteen)
+        if matrix.eight is None:
+            raise TypeError("matrix: stored in no format")
+        return _EIGHT.product(round_rows_to_eight(rows.values), matrix.eight)
+
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+        """E4M3 with a scale per row, whatever blocks they are stored in; 16 bit unless both stacks are E4M3."""
+        if up.dtype == down.dtype == torch.float32:
+            return _EIGHT.experts(up, down)
+        return _SIXTEEN.experts(up.bfloat16(), down.bfloat16())
+
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+        """In E4M3 with a scale per request and head, or as they are."""
+        return (_EIGHT if self.narrow_context else _SIXTEEN).context(key, value, lengths)

@@ -1,0 +1,44 @@
+"""When the plain model serves instead of the engine, and that it says so."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from model.recommender import Recommender
+from quant import engine, load
+from quant.engine import on_engine
+from quant.load import load_recommender
+
+
+def test_a_model_that_the_engine_cannot_run_is_served_by_the_plain_one_with_a_reason(
+    dense_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_recommender(dense_dir)
+    with caplog.at_level(logging.WARNING):
+        assert on_engine(plain, dense_dir) is plain
+    assert f"{dense_dir} is served by the plain model, not by the engine: cpu is no CUDA device" in caplog.text
+    monkeypatch.setattr(engine, "unfit_device", lambda _: ())
+    with caplog.at_level(logging.WARNING):
+        assert on_engine(plain, dense_dir) is plain
+    assert "codebook_size 16" in caplog.text
+
+
+def test_the_engine_is_asked_on_a_cuda_device_only(dense_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Recommender] = []
+
+    def note(plain: Recommender, _folder: Path) -> Recommender:
+        asked.append(plain)
+        return plain
+
+    monkeypatch.setattr(load, "on_engine", note)
+    load_recommender(dense_dir)
+    assert asked == []
+    plain = load_recommender(dense_dir)
+    monkeypatch.setattr(Recommender, "load", lambda *_: plain)  # this machine has no such device
+    load_recommender(dense_dir, "cuda", engine=False)
+    assert asked == []
+    assert load_recommender(dense_dir, "cuda") is plain
+    assert asked == [plain]
