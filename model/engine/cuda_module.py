@@ -36,6 +36,10 @@ class TensorMap(ctypes.Structure):
     _fields_ = (("opaque", ctypes.c_uint64 * 16),)
 
 
+Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_float | TensorMap
+"""What a kernel takes."""
+
+
 def is_hopper(device: torch.device) -> bool:
     """Whether the device runs these kernels."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == CAPABILITY
@@ -60,10 +64,11 @@ def product_source(name: str, columns: int, *, a_in_registers: bool = False) -> 
     if a_in_registers:
         parameters, inputs = "u32 a0, u32 a1, u32 a2, u32 a3", '"r"(a0), "r"(a1), "r"(a2), "r"(a3)'
     held = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3"
     return (
         f"__device__ __forceinline__ void {name}(float (&d)[{count}], {parameters}, u64 b, int add) {{\n"
         f'  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{index + 1}, 0;\\n"\n'
-        f'      "wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3 {{{outs}}}, {a}, %{index}, p, 1, 1;\\n}}"\n'
+        f'      "{instruction} {{{outs}}}, {a}, %{index}, p, 1, 1;\\n}}"\n'
         f'      : {held} : {inputs}, "l"(b), "r"(add));\n}}\n'
     )
 
@@ -75,7 +80,7 @@ class Kernel:
     handle: ctypes.c_void_p
     shared_bytes: int
 
-    def launch(self, blocks: int, threads: int, arguments: Sequence[ctypes._SimpleCData[int] | TensorMap]) -> None:
+    def launch(self, blocks: int, threads: int, arguments: Sequence[Argument]) -> None:
         """Enqueue on PyTorch's current stream; `blocks` is a multiple of the kernel's cluster."""
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

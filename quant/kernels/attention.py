@@ -21,12 +21,7 @@ from model.engine.cuda_module import (
     tensor_map,
 )
 from model.engine.norm import Rows
-
-HEAD_DIM = 128
-"""The only head width that the kernel has."""
-
-KEYS = 128
-"""Keys of a tile; storage is padded to a multiple of it."""
+from quant.kernels.order import HEAD_DIM, KEYS
 
 _QUERIES, _STAGES = 192, 6
 _SHARED_BYTES = 2 * _STAGES * KEYS * HEAD_DIM + 1024
@@ -50,31 +45,9 @@ class PackedContext:
     value_scale: Tensor
     out_scale: Tensor
 
-
-def key_order(device: torch.device | str = "cpu") -> Tensor:
-    """[32]: the key that each stored row of 32 holds."""
-    row = torch.arange(32, device=device)
-    j, q, e = row // 8, row % 8 // 2, row % 2
-    return 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
-
-
-def feature_order(device: torch.device | str = "cpu") -> Tensor:
-    """[128]: the feature that each stored row of values holds."""
-    row = torch.arange(HEAD_DIM, device=device)
-    j, q, e = row // 8, row % 8 // 2, row % 2
-    return 64 * (j // 8) + 16 * q + 2 * (j % 8) + e
-
-
-def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [B, G, N, 128] of keys and values, any order -> the storage of `PackedContext`."""
-    batch, groups, length, width = key.shape
-    room = -(-length // KEYS) * KEYS
-    keys = torch.zeros(batch, groups, room, width, dtype=torch.uint8, device=key.device)
-    keys[:, :, :length] = key.view(torch.uint8)
-    order = (32 * torch.arange(room // 32, device=key.device)[:, None] + key_order(key.device)).flatten()
-    values = torch.zeros(batch, groups, width, room, dtype=torch.uint8, device=key.device)
-    values[..., :length] = value.view(torch.uint8)[..., feature_order(key.device)].transpose(-1, -2)
-    return keys[:, :, order].view(key.dtype), values.view(key.dtype)
+    def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
+        """See `packed_attention`."""
+        return packed_attention(q, self, beams, heads)
 
 
 def packed_attention(q: Tensor, context: PackedContext, beams: int, heads: int) -> Rows:
@@ -103,7 +76,11 @@ def packed_attention(q: Tensor, context: PackedContext, beams: int, heads: int) 
 
 @functools.cache
 def _kernel(_device: int | None) -> Kernel:
-    source = f"#define STAGES {_STAGES}\n" + hopper_source() + product_source("product_scores", KEYS // 2, a_in_registers=True)
+    source = (
+        f"#define STAGES {_STAGES}\n"
+        + hopper_source()
+        + product_source("product_scores", KEYS // 2, a_in_registers=True)
+    )
     source += product_source("product_values", HEAD_DIM, a_in_registers=True)
     source += files("quant.kernels").joinpath("attention.cu").read_text(encoding="utf-8")
     return load_kernel(source, "cross_attention", _SHARED_BYTES)

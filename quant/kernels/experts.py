@@ -20,12 +20,7 @@ from model.engine.cuda_module import (
 )
 from model.engine.norm import Rows
 from model.engine.routing import ROWS_TILE, ExpertTiles
-
-DEPTH = 128
-"""What is summed over comes in steps of this many: widths must be multiples of it."""
-
-COLUMNS = 128
-"""Columns of a tile: every expert's rows are padded to a multiple of it."""
+from quant.kernels.order import COLUMNS, DEPTH, in_row_order
 
 _STAGES = 6
 _SHARED_BYTES = _STAGES * (ROWS_TILE + COLUMNS) * DEPTH + 1024
@@ -48,22 +43,25 @@ class PackedExperts:
         """Outputs N of a row."""
         return self.scale.shape[1]
 
+    @property
+    def eight(self) -> bool:
+        """Rows come in E4M3."""
+        return True
 
-def row_order(*, gated: bool) -> Tensor:
-    """[COLUMNS]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes."""
-    row = torch.arange(COLUMNS)
-    j, q, e = row // 8, row % 8 // 2, row % 2
-    return 2 * (16 * q + j) + e if gated else 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+    def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
+        """See `packed_product`."""
+        return packed_product(rows, self, experts)
+
+
+def fits_experts(d_model: int, inner: int) -> bool:
+    """Whether the kernel has experts of these widths."""
+    return d_model % DEPTH == 0 and inner % DEPTH == 0
 
 
 def pack_experts(codes: Tensor, scale: Tensor, reach: Tensor | None = None) -> PackedExperts:
     """Codes [E, N, K] with scale [E, N] float32; with `reach` [E, N/2] gate and linear rows take turns."""
-    experts, n, k = codes.shape
-    stored = -(-n // COLUMNS) * COLUMNS
-    raw = torch.zeros(experts, stored, k, dtype=torch.uint8, device=codes.device)
-    raw[:, :n] = codes.view(torch.uint8)
-    order = (COLUMNS * torch.arange(stored // COLUMNS)[:, None] + row_order(gated=reach is not None)).flatten()
-    weight = raw[:, order.to(codes.device)].view(codes.dtype)
+    experts, n, _ = codes.shape
+    weight = in_row_order(codes, gated=reach is not None)
     if reach is None:
         return PackedExperts(weight, scale.contiguous(), None)
     pairs = scale.view(experts, n // 2, 2)
@@ -75,9 +73,7 @@ def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Row
     gated = matrix.gate_scale is not None
     experts, stored, k = matrix.weight.shape
     device = rows.values.device
-    out = torch.empty(
-        tiles.rows, matrix.width, dtype=torch.float8_e4m3fn if gated else torch.bfloat16, device=device
-    )
+    out = torch.empty(tiles.rows, matrix.width, dtype=torch.float8_e4m3fn if gated else torch.bfloat16, device=device)
     scale = torch.empty(tiles.rows, dtype=torch.float32, device=device) if gated else None
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     _kernel(gated, device.index).launch(
@@ -98,4 +94,6 @@ def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Row
 def _kernel(gated: bool, _device: int | None) -> Kernel:
     sizes = f"#define GATED {int(gated)}\n#define STAGES {_STAGES}\n"
     body = files("quant.kernels").joinpath("experts.cu").read_text(encoding="utf-8")
-    return load_kernel(sizes + hopper_source() + product_source("product_rows", COLUMNS) + body, "grouped", _SHARED_BYTES)
+    return load_kernel(
+        sizes + hopper_source() + product_source("product_rows", COLUMNS) + body, "grouped", _SHARED_BYTES
+    )
