@@ -63,7 +63,6 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
           const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * HALF, ready = full + 8 * stage;
           barrier_expect(ready, STAGE_BYTES);
           copy_box(a, &rows, ready, step * DEPTH, t.row);
-          copy_box(a + HALF, &rows, ready, step * DEPTH, t.row + 64);
           if (t.shared) {
             copy_box_to_all(b + rank * HALF, &weight, ready, step * DEPTH, from + rank * 64, 3);
           } else {
@@ -97,12 +96,15 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       const float *from = scale;
 #endif
       const float fetched = mine < width ? from[(u64)t.expert * width + mine] : 0.0f;
-      float one[4], square[4];
+      float one[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        one[i] = t.real ? row_scale[first + 64 * (i / 2) + 8 * (i % 2)] : 0.0f;
-        square[i] = (GATED && t.real ? row_square[first + 64 * (i / 2) + 8 * (i % 2)] : 1.0f) * (1.0f / 448.0f);
-      }
+      for (int i = 0; i < 4; ++i) one[i] = t.real ? row_scale[first + 64 * (i / 2) + 8 * (i % 2)] : 0.0f;
+#if GATED
+      float square[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        square[i] = (t.real ? row_square[first + 64 * (i / 2) + 8 * (i % 2)] : 1.0f) * (1.0f / 448.0f);
+#endif
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;

@@ -80,7 +80,7 @@ def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Row
         processors // 2 * 2,
         384,
         [
-            tensor_map(rows.values, ROWS_TILE // 2),
+            tensor_map(rows.values, ROWS_TILE),
             tensor_map(matrix.weight.view(experts * stored, k), COLUMNS // 2),
             address(out), address(scale), address(rows.scale), address(rows.square if gated else None),
             address(matrix.scale), address(matrix.gate_scale), address(tiles.expert), address(tiles.used),
