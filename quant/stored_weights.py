@@ -47,6 +47,7 @@ def linear_shapes(model: nn.Module) -> tuple[tuple[int, int], ...]:
 def _stack(module: Fp8Experts, part: str) -> Tensor:
     codes: Tensor = getattr(module, f"{part}_codes")
     scale: Tensor = getattr(module, f"{part}_scale")
-    if tuple(scale.shape[1:]) == (codes.shape[1], 1):
+    block = module.block
+    if block is None or tuple(scale.shape[1:]) == (codes.shape[1], 1):
         return dequantise(codes, scale)  # a scale per row
-    return dequantise(codes, spread_blocks(scale, (module.block, module.block), codes.shape))
+    return dequantise(codes, spread_blocks(scale, (block, block), codes.shape))

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     variant_replicas: int = Field(default=1, ge=1)
     variant_threads: int = Field(default=1, ge=1, description="torch threads of one replica")
     variant_gpus: float = Field(default=0.0, ge=0, description="GPUs of one replica; a share places several on one")
+    variant_engine: bool = Field(default=True, description="on a GPU; off: the plain PyTorch model answers there, too")
     batch_size: int = Field(default=8, ge=1)
     batch_wait_s: float = Field(default=0.005, ge=0)
     variant_timeout_s: float = Field(default=1.0, gt=0, description="of one call to an arm")

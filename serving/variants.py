@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -63,11 +64,11 @@ Loader = Callable[[str, str], Ranker]
 """(checkpoint folder, device) -> a model, ready to answer."""
 
 
-def load_checkpoint(folder: str, device: str) -> Ranker:
+def load_checkpoint(folder: str, device: str, *, engine: bool = True) -> Ranker:
     """The model of any checkpoint, plain or quantised; on a GPU the engine answers, where it can run the model."""
     from quant.load import load_recommender
 
-    return load_recommender(folder, device)
+    return load_recommender(folder, device, engine=engine)
 
 
 class Variant:
@@ -157,10 +158,12 @@ class Variant:
 
 
 def variant_app(
-    name: str, checkpoint: Path, internal_key: str, settings: Settings, load: Loader = load_checkpoint
+    name: str, checkpoint: Path, internal_key: str, settings: Settings, load: Loader | None = None
 ) -> Application:
     """The Serve application of one variant; it is published at `/variants/<name>`."""
     from ray import serve
+
+    load = load or partial(load_checkpoint, engine=settings.variant_engine)
 
     deploy = serve.deployment(
         num_replicas=settings.variant_replicas,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from model.engine.limits import MOST_BEAMS, MOST_ROWS
 from model.errors import ModelError
 
@@ -24,6 +28,10 @@ class Bucket:
     def rows(self) -> tuple[int, int]:
         """Decoder rows of the first level and of the others."""
         return self.batch, self.batch * self.width
+
+    def context(self, context_len: int) -> int:
+        """Items of a history that the context holds, N."""
+        return min(self.history, context_len)
 
 
 def bucket_for(batch: int, width: int, longest: int) -> Bucket:
@@ -54,6 +62,23 @@ def history_size(longest: int) -> int:
     while size < longest:
         size *= _HISTORY_STEP
     return size
+
+
+def padded(bucket: Bucket, histories: Sequence[Sequence[int]], context_len: int, *, filter_seen: bool = True) -> Tensor:
+    """What a graph reads: [B, N + M] int32 of the newest N items, newest first, and all M = `history` once.
+
+    histories: item indices, oldest first, at most B of at most M items. Each part is padded with -1, and requests
+    without a history fill the batch. Without `filter_seen` the second part is padding alone.
+    """
+    context = bucket.context(context_len)
+    asked = np.full((bucket.batch, context + bucket.history), -1, dtype=np.int32)
+    for row, history in enumerate(histories):
+        newest = history[-context:][::-1]
+        asked[row, : len(newest)] = newest
+        if filter_seen:
+            seen = tuple(dict.fromkeys(history))
+            asked[row, context : context + len(seen)] = seen
+    return torch.from_numpy(asked)
 
 
 def most_requests(width: int) -> int:

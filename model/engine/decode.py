@@ -82,8 +82,9 @@ class Decoder(Generic[M]):
     def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
         """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
 
-        With a walk only prefixes of unseen items are followed, as `reference.search` defines it. A codebook smaller
-        than `width` fills the beams from the second level on.
+        With a walk only prefixes of unseen items are followed, as `reference.search` defines it. Beams that a codebook
+        smaller than `width` leaves over are lost ones, so that every later level has `width` rows a request, as the
+        self attention counts them.
         """
         config = self.config
         batch = contexts[0].lengths.shape[0]
@@ -107,7 +108,7 @@ class Decoder(Generic[M]):
             if walk is not None and nodes is not None:
                 legal = legal_bits(walk.prefixes, level, nodes, None if walk.used is None else walk.used[level])
             kept = min(width, beams * config.codebook_size)
-            best = select_beams(functional.linear(x.values, self.heads[level]), scores, kept, legal)
+            best = select_beams(functional.linear(x.values, self.heads[level]), scores, kept, legal).widened(width)
             if walk is not None and nodes is not None:
                 nodes = descend(walk.prefixes, level, nodes, best)
             scores = best.scores

@@ -1,7 +1,8 @@
-"""What the engine cannot run, known before anything is built. Nothing here needs Triton or a GPU."""
+"""What the engine cannot run, known before anything is built. Importing this needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 
+import subprocess
 from importlib.util import find_spec
 
 import torch
@@ -22,7 +23,7 @@ WORD = 32
 
 _MOST_CODES = 32768  # one program holds a row of logits
 _MOST_EXPERTS = 256  # one program holds a count of every expert and of every 64 rows
-_HEAD_DIMS = (16, 256)  # tensor cores want 16, registers end at 256
+_HEAD_DIMS = (16, 128)  # tensor cores want 16; keys and values of 256 pass a multiprocessor's shared memory
 _LEAST_EIGHT_HEAD_DIM = 32  # depth of the E4M3 tensor cores
 _CAPABILITY = (9, 0)  # Hopper: bulk tensor copies, and what the kernels were tuned on
 
@@ -65,4 +66,16 @@ def unfit_device(device: torch.device) -> tuple[str, ...]:
     if found < _CAPABILITY:
         wanted, have = (".".join(map(str, pair)) for pair in (_CAPABILITY, found))
         return (f"compute capability {have}, the kernels need {wanted}",)
-    return ()
+    problem = _driver_problem()
+    return () if problem is None else (f"Triton does not work here: {problem}",)
+
+
+def _driver_problem() -> str | None:
+    """Triton compiles a small C module before its first launch; a host without a compiler or Python.h cannot."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return None

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 from model.engine.limits import WORD
 
@@ -35,6 +36,17 @@ class Chosen:
     scores: Tensor
     beams: Tensor
     codes: Tensor
+
+    def widened(self, k: int) -> Chosen:
+        """The same, and behind them lost candidates, at -inf, up to k."""
+        more = k - self.scores.shape[1]
+        if not more:
+            return self
+        return Chosen(
+            functional.pad(self.scores, (0, more), value=float("-inf")),
+            functional.pad(self.beams, (0, more)),
+            functional.pad(self.codes, (0, more)),
+        )
 
 
 def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = None) -> Chosen:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.beam import Beams
-from model.engine.buckets import Bucket, bucket_for, ladder, most_requests
+from model.engine.buckets import Bucket, bucket_for, ladder, most_requests, padded
 from model.engine.context import History
 from model.engine.decode import Decoder, Walk
 from model.engine.prefixes import Prefixes
@@ -73,7 +72,7 @@ class Session(Generic[M]):
         began_s = time.monotonic()
         buckets = ladder(most, widths, self._context_len)
         for bucket in buckets:
-            self._run(bucket, self._asked(bucket, [[]], filter_seen=True))
+            self._run(bucket, padded(bucket, [], self._context_len))
         if self._on_gpu:
             torch.cuda.empty_cache()
         _log.info(
@@ -84,32 +83,18 @@ class Session(Generic[M]):
     def _answer(self, histories: Sequence[Sequence[int]], width: int, filter_seen: bool) -> Beams:
         longest = max(len(history) for history in histories)
         bucket = bucket_for(len(histories), width, longest)
-        found = self._run(bucket, self._asked(bucket, histories, filter_seen=filter_seen))
+        found = self._run(bucket, padded(bucket, histories, self._context_len, filter_seen=filter_seen))
         count = len(histories)
         return Beams(found.items[:count, :width], found.scores[:count, :width])
 
-    def _asked(
-        self, bucket: Bucket, histories: Sequence[Sequence[int]], *, filter_seen: bool
-    ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """[B, context + seen]: the newest items, newest first, and all items once, each part padded with -1."""
-        context = min(bucket.history, self._context_len)
-        asked = np.full((bucket.batch, context + bucket.history), -1, dtype=np.int32)
-        for row, history in enumerate(histories):
-            newest = list(history[-context:])[::-1]
-            asked[row, : len(newest)] = newest
-            if filter_seen:
-                seen = list(dict.fromkeys(history))
-                asked[row, context : context + len(seen)] = seen
-        return asked
-
-    def _run(self, bucket: Bucket, asked: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> Beams:
+    def _run(self, bucket: Bucket, asked: Tensor) -> Beams:
         if not self._on_gpu:
-            return self._decode(bucket, torch.from_numpy(asked))
+            return self._decode(bucket, asked)
         with self._lock, torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             captured = self._captured.get(bucket)
             if captured is None:
                 captured = self._captured[bucket] = self._capture(bucket, asked.shape[1])
-            captured.asked.copy_(torch.from_numpy(asked))
+            captured.asked.copy_(asked)
             captured.inputs.copy_(captured.asked, non_blocking=True)
             captured.graph.replay()
             found = Beams(captured.found.items.clone(), captured.found.scores.clone())
@@ -129,7 +114,7 @@ class Session(Generic[M]):
 
     def _decode(self, bucket: Bucket, inputs: Tensor) -> Beams:
         """Item indices to recommended items, without a word to the host."""
-        context = min(bucket.history, self._context_len)
+        context = bucket.context(self._context_len)
         items, seen = inputs[:, :context], inputs[:, context:]
         lengths = (items >= 0).sum(1, dtype=torch.int32) + 1
         contexts = tuple(

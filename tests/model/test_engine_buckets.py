@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from model.engine.buckets import (
     history_size,
     ladder,
     most_requests,
+    padded,
     served_rows,
 )
 from model.engine.limits import MOST_BEAMS, MOST_ROWS
@@ -47,6 +49,22 @@ def test_the_ladder_has_every_bucket_that_can_be_asked_for(
 
 def test_the_largest_comes_first_so_that_the_others_fit_its_memory() -> None:
     assert ladder(2, [32], 100) == (Bucket(2, 32, 512), Bucket(2, 32, 64), Bucket(1, 32, 512), Bucket(1, 32, 64))
+
+
+def test_histories_are_placed_newest_first_and_once() -> None:
+    bucket = Bucket(batch=3, width=4, history=5)
+    asked = padded(bucket, [[1, 2, 3, 2, 9], [7]], context_len=3)
+    assert asked.tolist() == [
+        [9, 2, 3, 1, 2, 3, 9, -1],
+        [7, -1, -1, 7, -1, -1, -1, -1],
+        [-1] * 8,
+    ]
+    assert asked.dtype == torch.int32
+    assert padded(bucket, [[1, 2]], context_len=9, filter_seen=False).tolist() == [
+        [2, 1, *[-1] * 8],
+        [-1] * 10,
+        [-1] * 10,
+    ]
 
 
 @pytest.mark.parametrize("width", [0, MOST_BEAMS + 1])

@@ -23,7 +23,7 @@ def test_the_small_presets_fit_in_16_bit() -> None:
     assert unfit_model(PRESETS["tiny"], torch.bfloat16, eight=False) == ()
     assert unfit_model(PRESETS["small"], torch.bfloat16, eight=True) == ()
     assert unfit_model(PRESETS["tiny"], torch.bfloat16, eight=True) == (
-        "the head width 16 is no power of two in 32..256",
+        "the head width 16 is no power of two in 32..128",
     )
 
 
@@ -35,6 +35,7 @@ def test_the_small_presets_fit_in_16_bit() -> None:
         ({"codebook_size": 16}, "codebook_size 16"),
         ({"codebook_size": 65536}, "codebook_size 65536"),
         ({"d_model": 1056}, "head width 96"),
+        ({"d_model": 2816}, "head width 256"),
         ({"n_heads": 176, "kv_groups": 1}, "head width 8"),
         ({"ffn_dim": 100}, "16 does not divide ffn_dim 100"),
         ({"expert_dim": 40}, "16 does not divide expert_dim 40"),
@@ -61,4 +62,7 @@ def test_devices_without_the_means_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     assert unfit_device(gpu) == ("compute capability 8.9, the kernels need 9.0",)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(limits, "_driver_problem", lambda: "no C compiler")
+    assert unfit_device(gpu) == ("Triton does not work here: no C compiler",)
+    monkeypatch.setattr(limits, "_driver_problem", lambda: None)
     assert unfit_device(gpu) == ()

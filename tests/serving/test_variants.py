@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from serving import variants
 from serving.client import INTERNAL_HEADER
 from serving.errors import InvalidRequestError
 from serving.settings import Settings
-from serving.variants import MAX_K, USUAL_K, Variant
+from serving.variants import MAX_K, USUAL_K, Variant, variant_app
 
 CATALOGUE = [f"i{number}" for number in range(200)]
 KEY = "the internal key"
@@ -124,6 +125,31 @@ def question(history: Any, k: Any) -> bytes:
 def test_a_replica_has_worked_before_it_is_asked(model: Model) -> None:
     Variant("fp8", "", KEY, Settings(batch_size=8), lambda _folder, _device: model)
     assert sorted(size for size, _ in model.calls) == [1, 8]
+
+
+class Engine(Model):
+    """One that captures graphs beforehand."""
+
+    def warm_up(self, most: int, widths: Sequence[int]) -> None:
+        assert self.calls == []
+        self.warmed = (most, list(widths))
+
+
+def test_an_engine_gets_ready_for_the_sizes_that_will_be_asked_for() -> None:
+    engine = Engine(CATALOGUE[:40])
+    Variant("fp8", "", KEY, Settings(batch_size=8), lambda _folder, _device: engine)
+    assert engine.warmed == (8, [USUAL_K, 40])
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_the_engine_can_be_left_out(monkeypatch: pytest.MonkeyPatch, engine: bool) -> None:
+    made: dict[str, Any] = {}
+    deployment = SimpleNamespace(bind=lambda *args: made.update(load=args[4]))
+    serve = SimpleNamespace(deployment=lambda **_: lambda _class: deployment)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
+    monkeypatch.setattr("quant.load.load_recommender", lambda *args, **kwargs: (args, kwargs))
+    variant_app("fp8", Path("/models/fp8"), KEY, Settings(variant_engine=engine))
+    assert made["load"]("/models/fp8", "cuda") == (("/models/fp8", "cuda"), {"engine": engine})
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda")])
