@@ -11,8 +11,31 @@ from torch.nn import functional
 from model.engine.cross_attention import ContextRows
 from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.norm import Rows
+from model.engine.routing import ExpertTiles
 
 M = TypeVar("M")
+
+
+class Context(Protocol):
+    """Keys and values of a batch of requests, stored for one kernel."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int32: keys that each request may read."""
+
+    def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
+        """q [B·R, d] 16 bit -> softmax(q·kᵀ/√dh)·v of every head [B·R, d], in the format of the keys."""
+
+
+class ExpertProduct(Protocol):
+    """Every expert's matrix, stored for one kernel; a gated one holds gate and up and gives silu(gate) · up."""
+
+    @property
+    def eight(self) -> bool:
+        """Whether rows come in E4M3."""
+
+    def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
+        """rows [M, K] sorted by expert · weight[expert]ᵀ: 16 bit, or of a gated matrix the rows' own format."""
 
 
 class Arithmetic(Protocol[M]):
@@ -35,10 +58,10 @@ class Arithmetic(Protocol[M]):
     def product(self, rows: Rows, matrix: M) -> Tensor:
         """rows [T, K], in either format, · weightᵀ -> [T, N] 16 bit."""
 
-    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
-        """up [E, 2I, d], gate rows first, and down [E, d, I] -> what `grouped_product` reads."""
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
+        """up [E, 2I, d], gate rows first, and down [E, d, I], the former gated."""
 
-    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """Keys and values [B, G, N, dh] 16 bit, the same tensor where values are keys, and lengths [B] int32."""
 
 
@@ -63,7 +86,7 @@ class SixteenBit:
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
         """Gate and up rows in turns, so that one thread holds both of a pair."""
-        return ExpertMatrix(interleave(up)), ExpertMatrix(down.contiguous())
+        return ExpertMatrix(interleave(up), gated=True), ExpertMatrix(down.contiguous())
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
         """The tensors themselves."""
@@ -85,8 +108,8 @@ class Experts:
     router [E', d] with rows of zeros behind those of the E routed experts, router_bias [E] float32.
     """
 
-    up: ExpertMatrix
-    down: ExpertMatrix
+    up: ExpertProduct
+    down: ExpertProduct
     shared: int
     router: Tensor
     router_bias: Tensor

@@ -34,6 +34,10 @@ class ContextRows:
     value_scale: Tensor | None = None
     out_scale: Tensor | None = None
 
+    def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
+        """See `cross_attention`."""
+        return cross_attention(q, self, beams, heads)
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.engine.arithmetic import Arithmetic, BlockMatrices, Dense, Experts
-from model.engine.cross_attention import ContextRows, cross_attention
-from model.engine.grouped import grouped_product
+from model.engine.arithmetic import Arithmetic, BlockMatrices, Context, Dense, Experts
 from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, Rows, add_norm
@@ -81,8 +79,8 @@ class Decoder(Generic[M]):
         up, down = self.arithmetic.experts(block.up, block.down)
         return Experts(up, down, block.shared, _eights(block.router), block.router_bias)
 
-    def decode(self, contexts: tuple[ContextRows, ...], width: int, walk: Walk | None = None) -> Decoded:
-        """One ContextRows per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
+    def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
+        """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
 
         With a walk only prefixes of unseen items are followed, as `reference.search` defines it. Beams that a codebook
         smaller than `width` leaves over are lost ones, so that every later level has `width` rows a request, as the
@@ -127,7 +125,7 @@ class Decoder(Generic[M]):
         block: BlockMatrices[M],
         h: Tensor,
         pending: Tensor | Mixed | None,
-        context: ContextRows,
+        context: Context,
         beams: int,
         past: tuple[Tensor, ...],
         parents: tuple[Tensor, ...],
@@ -135,7 +133,7 @@ class Decoder(Generic[M]):
         """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
         product, eps, heads = self.arithmetic.product, self.config.norm_eps, self.config.n_heads
         x = add_norm(h, pending, block.norm_cross, eps, eight=self._eight(block.cross_q, h))
-        read = cross_attention(product(x, block.cross_q), context, beams, heads)
+        read = context.attend(product(x, block.cross_q), beams, heads)
         x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = product(x, block.self_qkv)
         mixed = self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h))
@@ -153,7 +151,7 @@ class Decoder(Generic[M]):
         return self.arithmetic.takes_eight(matrix, h.shape[0])
 
     def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor) -> Mixed:
-        eight, top_k = layer.up.scale is not None, self.config.experts_per_token
+        eight, top_k = layer.up.eight, self.config.experts_per_token
         room = capacity(h.shape[0], layer.shared, layer.router_bias.shape[0], top_k)
         x = add_norm(
             h, pending, gamma, self.config.norm_eps, eight=eight, want_plain=True, want_square=eight,
@@ -162,8 +160,8 @@ class Decoder(Generic[M]):
         plain = x.values if x.plain is None else x.plain
         way = route(functional.linear(plain, layer.router), layer.router_bias, top_k, layer.shared)
         placed = spread(Rows(x.values, x.scale, x.square), way, layer.shared)
-        inner = grouped_product(placed, layer.up, way.tiles, gated=True)
-        return Mixed(grouped_product(inner, layer.down, way.tiles).values, way.position, way.share)
+        inner = layer.up.product(placed, way.tiles)
+        return Mixed(layer.down.product(inner, way.tiles).values, way.position, way.share)
 
 
 def _eights(weight: Tensor) -> Tensor:

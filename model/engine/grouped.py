@@ -27,6 +27,16 @@ class ExpertMatrix:
     weight: Tensor
     scale: Tensor | None = None
     reach: Tensor | None = None
+    gated: bool = False
+
+    @property
+    def eight(self) -> bool:
+        """Whether rows come in E4M3."""
+        return self.scale is not None
+
+    def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
+        """See `grouped_product`."""
+        return grouped_product(rows, self, experts, gated=self.gated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ ROWS_TILE = 128
 """Rows of a tile of the grouped product: every expert's rows start at a multiple of it."""
 
 _TOKENS = 64  # tokens of one program
+_CHUNK = 64  # programs' counts, and tiles, that a program looks at in one go
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,12 +77,9 @@ def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:
     padded = triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE
     sizes = {"TOP_K": top_k, "SHARED": shared, "WIDTH": width, "TOKENS": _TOKENS, "num_warps": 8}
     _choose[(programs,)](logits, bias, position, share, counts, tokens, experts, stride, **sizes)
-    _starts[(1,)](
-        counts, tiles, used, programs, tiles.shape[0], padded,
-        SHARED=shared, WIDTH=width, PROGRAMS=triton.next_power_of_2(programs),
-        TILES=triton.next_power_of_2(tiles.shape[0]), TILE=ROWS_TILE, num_warps=16,
-    )  # fmt: skip
-    _place[(programs,)](counts, position, tokens, padded, **sizes)
+    _place[(programs,)](
+        counts, tiles, used, position, tokens, programs, tiles.shape[0], padded, TILE=ROWS_TILE, CHUNK=_CHUNK, **sizes
+    )
     return Route(position, share, ExpertTiles(tiles, used))
 
 
@@ -138,40 +136,39 @@ def _choose(
 
 
 @triton.jit
-def _starts(
-    counts, tiles, used, programs, n_tiles, padded,
-    SHARED: tl.constexpr, WIDTH: tl.constexpr, PROGRAMS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Turn counts into the row where each program's tokens of each expert begin; name each tile's expert."""
-    program, expert = tl.arange(0, PROGRAMS), tl.arange(0, WIDTH)
-    at = counts + program[:, None] * WIDTH + expert[None, :]
-    inside = (program < programs)[:, None]
-    count = tl.load(at, inside, 0)
-    room = (tl.sum(count, 0) + TILE - 1) // TILE * TILE
-    end = tl.cumsum(room, 0) + SHARED * padded
-    begin = tl.cumsum(count, 0) - count + (end - room)[None, :]
-    tl.store(at, begin, inside)
-    tile = tl.arange(0, TILES)
-    passed = tl.sum((end[None, :] <= (tile * TILE)[:, None]).to(tl.int32), 1)
-    owner = tl.where(tile * TILE < SHARED * padded, tile * TILE // padded, SHARED + passed)
-    tl.store(used, tl.max(end, 0) // TILE)
-    tl.store(tiles + tile, owner, tile < n_tiles)
-
-
-@triton.jit
 def _place(
-    counts, position, tokens, padded,
-    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+    counts, tiles, used, position, tokens, programs, n_tiles, padded,
+    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Replace chosen experts by rows."""
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    expert = tl.arange(0, WIDTH)
+    """Replace chosen experts by rows, and name each tile's expert.
+
+    Every program adds up all counts for itself: reading them costs less than a launch that would do it for all.
+    """
+    this, expert = tl.program_id(0), tl.arange(0, WIDTH)
+    count = tl.zeros([WIDTH], tl.int32)
+    before = tl.zeros([WIDTH], tl.int32)
+    for start in tl.range(0, programs, CHUNK):
+        program = start + tl.arange(0, CHUNK)
+        part = tl.load(counts + program[:, None] * WIDTH + expert[None, :], (program < programs)[:, None], 0)
+        count += tl.sum(part, 0)
+        before += tl.sum(tl.where((program < this)[:, None], part, 0), 0)
+    room = (count + TILE - 1) // TILE * TILE
+    end = tl.cumsum(room, 0) + SHARED * padded
+    begin = end - room + before
+    if this == 0:
+        tl.store(used, tl.max(end, 0) // TILE)
+    for start in tl.range(this * CHUNK, n_tiles, programs * CHUNK):
+        tile = start + tl.arange(0, CHUNK)
+        passed = tl.sum((end[None, :] <= (tile * TILE)[:, None]).to(tl.int32), 1)
+        owner = tl.where(tile * TILE < SHARED * padded, tile * TILE // padded, SHARED + passed)
+        tl.store(tiles + tile, owner, tile < n_tiles)
+    token = this * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
     hot = tl.zeros([TOKENS, WIDTH], tl.int32)
     for k in tl.static_range(TOP_K):
         chosen = tl.load(position + token * (SHARED + TOP_K) + SHARED + k, here, -1)
         hot += (chosen[:, None] == expert[None, :]).to(tl.int32)
-    begin = tl.load(counts + tl.program_id(0) * WIDTH + expert)
     row = begin[None, :] + tl.cumsum(hot, 0) - hot
     for k in tl.static_range(TOP_K):
         at = position + token * (SHARED + TOP_K) + SHARED + k

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.engine.arithmetic import Context, ExpertProduct
 from model.engine.cross_attention import ContextRows
+from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.norm import Rows
+from quant.kernels.attention import PackedContext
+from quant.kernels.experts import fits_experts, pack_experts
+from quant.kernels.order import HEAD_DIM, packed
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
 _SUM_SLACK = 1.0625
@@ -57,7 +62,7 @@ class EightBit:
             use_fast_accum=True,
         )
 
-    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
         wide = interleave(up).float()
         scale = row_scale(wide)
@@ -66,22 +71,26 @@ class EightBit:
         reach = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
         back = down.float() * reach[:, None, :]
         back_scale = row_scale(back)
-        return (
-            ExpertMatrix(codes, scale[..., 0].contiguous(), reach.contiguous()),
-            ExpertMatrix(quantise(back, back_scale), back_scale[..., 0].contiguous()),
-        )
+        back_codes = quantise(back, back_scale)
+        scale, back_scale = scale[..., 0].contiguous(), back_scale[..., 0].contiguous()
+        if is_hopper(up.device) and fits_experts(up.shape[2], down.shape[2]):
+            return pack_experts(codes, scale, reach), pack_experts(back_codes, back_scale)
+        return ExpertMatrix(codes, scale, reach.contiguous(), gated=True), ExpertMatrix(back_codes, back_scale)
 
-    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
         batch, groups, length, head_dim = key.shape
         key_scale = _head_scale(key)
         keys = quantise(key, key_scale[..., None, None])
         value_scale = key_scale if value is key else _head_scale(value)
         codes = keys if value is key else quantise(value, value_scale[..., None, None])
+        out_scale = value_scale.amax(1) * _SUM_SLACK
+        if is_hopper(key.device) and head_dim == HEAD_DIM:
+            return PackedContext(*packed(keys, codes), lengths, key_scale, value_scale, out_scale)
         room = -(-length // 16) * 16
         values = torch.zeros(batch, groups, head_dim, room, dtype=E4M3, device=key.device)
         values[..., :length] = codes.transpose(-1, -2)
-        return ContextRows(keys, values, lengths, key_scale, value_scale, value_scale.amax(1) * _SUM_SLACK)
+        return ContextRows(keys, values, lengths, key_scale, value_scale, out_scale)
 
 
 def _head_scale(x: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.engine.arithmetic import SixteenBit
-from model.engine.cross_attention import ContextRows
-from model.engine.grouped import ExpertMatrix
+from model.engine.arithmetic import Context, ExpertProduct, SixteenBit
 from model.engine.norm import Rows
 from quant.crossover import Crossover
 from quant.kernels.eight_bit import EightBit, EightBitMatrix
@@ -78,12 +76,12 @@ class Stored:
             raise TypeError("matrix: stored in no format")
         return _EIGHT.product(round_rows_to_eight(rows.values), matrix.eight)
 
-    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
+    def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """E4M3 with a scale per row, whatever blocks they are stored in; 16 bit unless both stacks are E4M3."""
         if up.dtype == down.dtype == torch.float32:
             return _EIGHT.experts(up, down)
         return _SIXTEEN.experts(up.bfloat16(), down.bfloat16())
 
-    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
+    def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """In E4M3 with a scale per request and head, or as they are."""
         return (_EIGHT if self.narrow_context else _SIXTEEN).context(key, value, lengths)

@@ -71,13 +71,17 @@ def experts(batch: int, sweep: bool) -> Iterator[Case]:
     for arithmetic in (SixteenBit(), EightBit()):
         placed, tiles, _, _, rows = routed(batch, arithmetic.eight)
         first, second = arithmetic.experts(up, down)
-        inner = grouped_product(placed, first, tiles, gated=True)
-        choices = [GroupedTiles()]
-        if sweep:
-            more = ((256, 8, 4), (128, 8, 4), (128, 4, 4)) + (((128, 8, 5), (128, 4, 3)) if arithmetic.eight else ())
-            choices += [GroupedTiles(columns, 128, warps, stages) for columns, warps, stages in more]
-        for choice in choices:
-            title = f"{choice.columns}/{choice.depth}/w{choice.warps}/s{choice.stages}"
+        inner = first.product(placed, tiles)
+        yield (
+            f"{arithmetic.name} experts up", rows * 2 * D * 2 * INNER / 1e12, "TFLOP",
+            lambda a=placed, m=first, e=tiles: m.product(a, e),
+        )  # fmt: skip
+        yield (
+            f"{arithmetic.name} experts down", rows * 2 * D * INNER / 1e12, "TFLOP",
+            lambda a=inner, m=second, e=tiles: m.product(a, e),
+        )  # fmt: skip
+        for columns, warps, stages in ((256, 8, 4), (128, 8, 4), (128, 4, 4)) if sweep and not arithmetic.eight else ():
+            choice, title = GroupedTiles(columns, 128, warps, stages), f"{columns}/128/w{warps}/s{stages}"
             yield (
                 f"{arithmetic.name} experts up {title}", rows * 2 * D * 2 * INNER / 1e12, "TFLOP",
                 lambda t=choice, a=placed, m=first, e=tiles: grouped_product(a, m, e, gated=True, tiles=t),
@@ -103,7 +107,7 @@ def attention(batch: int, sweep: bool) -> Iterator[Case]:
     work = 4 * batch * WIDTH * CONTEXT * D / 1e12
     folded = q.view(batch, WIDTH, HEADS, -1).transpose(1, 2)
     yield "bf16 SDPA", work, "TFLOP", lambda: torch.nn.functional.scaled_dot_product_attention(folded, key, key)
-    tilings = [Tiles()]
+    tilings: list[Tiles] = []
     if sweep:
         more = (
             (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 4, 2),
@@ -113,7 +117,8 @@ def attention(batch: int, sweep: bool) -> Iterator[Case]:
         tilings += [Tiles(*choice) for choice in more]
     for arithmetic in (SixteenBit(), EightBit()):
         context = arithmetic.context(key, key, lengths)
-        for t in tilings:
+        yield f"{arithmetic.name} cross attention", work, "TFLOP", lambda c=context: c.attend(q, WIDTH, HEADS)
+        for t in () if arithmetic.eight else tilings:
             yield (
                 f"{arithmetic.name} cross attention {t.queries}/{t.keys}/w{t.warps}/s{t.stages}", work, "TFLOP",
                 lambda t=t, c=context: cross_attention(q, c, WIDTH, HEADS, t),

@@ -9,8 +9,6 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
-from model.engine.cross_attention import cross_attention
-from model.engine.grouped import grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
 from model.engine.routing import route, spread
 from model.engine.self_attention import self_attention
@@ -56,7 +54,8 @@ def test_row_wise_product(rows: int, k: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "experts", "d", "inner"), [(28, 53, 1408, 1408), (700, 7, 512, 384), (5, 3, 256, 128)]
+    ("tokens", "experts", "d", "inner"),
+    [(28, 53, 1408, 1408), (700, 7, 512, 384), (5, 3, 256, 128), (300, 4, 256, 192), (3000, 5, 640, 256)],
 )
 def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: int) -> None:
     up = randn(experts + 1, 2 * inner, d, seed=1, std=d**-0.5)
@@ -67,8 +66,8 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
     x = add_norm(randn(tokens, d, seed=4), None, gamma, 1e-6, eight=True, want_square=True, capacity=way.tiles.rows)
     placed = spread(Rows(x.values, x.scale, x.square), way, 1)
     first, second = EIGHT.experts(up, down)
-    inner_rows = grouped_product(placed, first, way.tiles, gated=True)
-    mixed = Mixed(grouped_product(inner_rows, second, way.tiles).values, way.position, way.share)
+    inner_rows = first.product(placed, way.tiles)
+    mixed = Mixed(second.product(inner_rows, way.tiles).values, way.position, way.share)
     got = (mixed.rows[way.position.long()].double() * way.share[..., None].double()).sum(1)
     exact, source = torch.zeros(tokens, d, dtype=torch.float64, device="cuda"), wide(x, tokens)
     chosen = torch.cat([torch.zeros_like(way.position[:, :1]), logits.sigmoid().topk(3).indices + 1], dim=1)
@@ -89,9 +88,12 @@ def test_swiglu_rounds_each_row(inner: int) -> None:
     assert sqnr_db(exact, swiglu(gate_up).values) > 45.0
 
 
-@pytest.mark.parametrize(("beams", "length", "own"), [(512, 3072, False), (1, 3072, False), (512, 700, True)])
-def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool) -> None:
-    batch, heads, groups, head_dim = 2, 4, 2, 128
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    ("beams", "length", "own"), [(512, 3072, False), (1, 3072, False), (200, 700, True), (64, 46, True)]
+)
+def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool, head_dim: int) -> None:
+    batch, heads, groups = 2, 4, 2
     key = functional.rms_norm(randn(batch, groups, length, head_dim, seed=1), (head_dim,))
     value = functional.rms_norm(randn(batch, groups, length, head_dim, seed=2), (head_dim,)) if own else key
     q = randn(batch * beams, heads * head_dim, seed=3)
@@ -104,7 +106,7 @@ def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool)
         attn_mask=mask,
     )
     exact = exact.transpose(1, 2).reshape(batch * beams, -1)
-    got = cross_attention(q, EIGHT.context(key, value, lengths), beams, heads)
+    got = EIGHT.context(key, value, lengths).attend(q, beams, heads)
     assert sqnr_db(exact, wide(got, batch * beams)) > 20.0
 
 

@@ -1,0 +1,66 @@
+"""In which order matrices are stored so that what a thread computes is what the same thread needs or stores next.
+
+A warpgroup's product of 64 rows leaves thread t of each warp with the columns 8j + 2q + e of its rows, q being t % 4,
+while it takes bytes 4q to 4q + 3 and 16 + 4q to 19 + 4q of each 32 as its part of a first operand, and writes sixteen
+bytes side by side at a time. Instead of exchanging numbers between threads the columns are given other meanings.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HEAD_DIM = 128
+"""The only head width that the attention kernel has."""
+
+KEYS = 128
+"""Keys of a tile of the attention; storage is padded to a multiple of it."""
+
+DEPTH = 128
+"""The experts' products sum up in steps of this many: widths must be multiples of it."""
+
+COLUMNS = 128
+"""Columns of a tile of the experts' products: every expert's rows are padded to a multiple of it."""
+
+
+def key_order(device: torch.device | str = "cpu") -> Tensor:
+    """[32]: the key that each stored row of 32 holds."""
+    row = torch.arange(32, device=device)
+    j, q, e = row // 8, row % 8 // 2, row % 2
+    return 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+
+
+def feature_order(device: torch.device | str = "cpu") -> Tensor:
+    """[128]: the feature that each stored row of values holds."""
+    row = torch.arange(HEAD_DIM, device=device)
+    j, q, e = row // 8, row % 8 // 2, row % 2
+    return 64 * (j // 8) + 16 * q + 2 * (j % 8) + e
+
+
+def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [B, G, N, 128] of keys and values, any order -> the storage of `PackedContext`."""
+    batch, groups, length, width = key.shape
+    room = -(-length // KEYS) * KEYS
+    keys = torch.zeros(batch, groups, room, width, dtype=torch.uint8, device=key.device)
+    keys[:, :, :length] = key.view(torch.uint8)
+    order = (32 * torch.arange(room // 32, device=key.device)[:, None] + key_order(key.device)).flatten()
+    values = torch.zeros(batch, groups, width, room, dtype=torch.uint8, device=key.device)
+    values[..., :length] = value.view(torch.uint8)[..., feature_order(key.device)].transpose(-1, -2)
+    return keys[:, :, order].view(key.dtype), values.view(key.dtype)
+
+
+def row_order(*, gated: bool) -> Tensor:
+    """[COLUMNS]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes."""
+    row = torch.arange(COLUMNS)
+    j, q, e = row // 8, row % 8 // 2, row % 2
+    return 2 * (16 * q + j) + e if gated else 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+
+
+def in_row_order(codes: Tensor, *, gated: bool) -> Tensor:
+    """Codes [E, N, K] of one byte -> [E, N', K]: each tile's rows as in `row_order`, those behind the N-th zero."""
+    experts, n, k = codes.shape
+    stored = -(-n // COLUMNS) * COLUMNS
+    raw = torch.zeros(experts, stored, k, dtype=torch.uint8, device=codes.device)
+    raw[:, :n] = codes.view(torch.uint8)
+    order = (COLUMNS * torch.arange(stored // COLUMNS)[:, None] + row_order(gated=gated)).flatten()
+    return raw[:, order.to(codes.device)].view(codes.dtype)
