@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.engine.limits import unfit_device, unfit_model
+from model.engine.limits import MOST_BEAMS, unfit_device, unfit_model
 from model.recommender import Recommender
 from quant.crossover_timing import crossover_for
 from quant.experts import Fp8Experts
@@ -31,6 +31,8 @@ def on_engine(plain: Recommender, folder: Path | None = None, *, narrow_context:
     """
     eight = any(isinstance(module, Fp8Linear | Fp8Experts) for module in plain.model.modules())
     reasons = unfit_device(plain.device) + unfit_model(plain.config, plain.model.bos.dtype, eight=eight)
+    if plain.beam_width > MOST_BEAMS:
+        reasons += (f"beam_width is {plain.beam_width}, at most {MOST_BEAMS} beams are kept",)
     if reasons:
         _log.warning("%s is served by the plain model, not by the engine: %s", folder or "model", "; ".join(reasons))
         return plain

@@ -86,9 +86,9 @@ def most_requests(width: int) -> int:
     return MOST_ROWS // beam_width(width)
 
 
-def ladder(most: int, widths: Sequence[int], context_len: int) -> tuple[Bucket, ...]:
-    """Every bucket that batches up to `most` of histories up to `context_len` can need, the largest first."""
-    histories = {history_size(longest) for longest in (*_powers_up_to(context_len), context_len)}
+def ladder(most: int, widths: Sequence[int], longest: int) -> tuple[Bucket, ...]:
+    """Every bucket that batches up to `most` of histories up to `longest` can need, the largest first."""
+    histories = {history_size(length) for length in (*_powers_up_to(longest), longest)}
     return tuple(
         sorted(
             {

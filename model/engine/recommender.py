@@ -32,6 +32,9 @@ class EngineRecommender(Recommender):
         found = self.session.search(histories, width, filter_seen=filter_seen)
         return found.items, found.scores
 
-    def warm_up(self, most: int, widths: Sequence[int]) -> None:
-        """Get ready for batches up to `most` that ask for these widths, and for no other sizes."""
-        self.session.warm_up(most, [max(width, self.beam_width) for width in widths])
+    def warm_up(self, most: int, widths: Sequence[int], longest: int = 0) -> None:
+        """Get ready for batches up to `most` that ask for these widths, with histories up to `longest` items.
+
+        Other sizes are answered, too, but the first request of each waits for its graph.
+        """
+        self.session.warm_up(most, [max(width, self.beam_width) for width in widths], longest)

@@ -67,10 +67,13 @@ class Session(Generic[M]):
         return Beams(torch.cat([part.items for part in parts]), torch.cat([part.scores for part in parts]))
 
     @torch.inference_mode()
-    def warm_up(self, most: int, widths: Sequence[int]) -> None:
-        """Capture every graph that batches up to `most` at these widths can ask for, so that no user waits for one."""
+    def warm_up(self, most: int, widths: Sequence[int], longest: int = 0) -> None:
+        """Capture every graph that batches up to `most` at these widths can ask for, so that no user waits for one.
+
+        longest: items of the longest history; context_len at least.
+        """
         began_s = time.monotonic()
-        buckets = ladder(most, widths, self._context_len)
+        buckets = ladder(most, widths, max(longest, self._context_len))
         for bucket in buckets:
             self._run(bucket, padded(bucket, [], self._context_len))
         if self._on_gpu:

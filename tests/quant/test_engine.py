@@ -24,6 +24,10 @@ def test_a_model_that_the_engine_cannot_run_is_served_by_the_plain_one_with_a_re
     with caplog.at_level(logging.WARNING):
         assert on_engine(plain, dense_dir) is plain
     assert "codebook_size 16" in caplog.text
+    plain.beam_width = 2000
+    with caplog.at_level(logging.WARNING):
+        assert on_engine(plain, dense_dir) is plain
+    assert "beam_width is 2000" in caplog.text
 
 
 def test_the_engine_is_asked_on_a_cuda_device_only(dense_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
