@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,11 +57,11 @@ Loader = Callable[[str, str], Ranker]
 """(checkpoint folder, device) -> a model, ready to answer."""
 
 
-def load_checkpoint(folder: str, device: str) -> Ranker:
-    """The model of any checkpoint, plain or quantised."""
+def load_checkpoint(beam_width: int, folder: str, device: str) -> Ranker:
+    """The model of any checkpoint, plain or quantised, with a beam of its own."""
     from quant.load import load_recommender
 
-    return load_recommender(folder, device)
+    return load_recommender(folder, device, beam_width=beam_width)
 
 
 class Variant:
@@ -147,11 +148,12 @@ class Variant:
 
 
 def variant_app(
-    name: str, checkpoint: Path, internal_key: str, settings: Settings, load: Loader = load_checkpoint
+    name: str, checkpoint: Path, internal_key: str, settings: Settings, load: Loader | None = None
 ) -> Application:
     """The Serve application of one variant; it is published at `/variants/<name>`."""
     from ray import serve
 
+    load = load or partial(load_checkpoint, settings.beam_width)
     deploy = serve.deployment(
         num_replicas=settings.variant_replicas,
         ray_actor_options={"num_cpus": 0, "num_gpus": settings.variant_gpus},
