@@ -3,9 +3,10 @@
     python deploy/airgap/bundle.py BUNDLE --python 3.12 --platform manylinux_2_28_x86_64 --part-mib 60 --without torch
     python deploy/airgap/bundle.py BUNDLE --profile deploy/airgap/gpu-host.toml
 
-Needs nothing but Python and pip. BUNDLE then holds `manifest.json`, `install.py` and `parts/`. Run it with the target's
-Python version: pip judges a requirement's markers by the interpreter that it runs in. A profile says what a kind of host
-has already and what serving does not load; its bundle is a fifth of the whole and complete on such a host only.
+Needs nothing but Python and pip. BUNDLE then holds `manifest.json`, `install.py` and `parts/`. Run it with the
+target's Python version: pip judges a requirement's markers by the interpreter that it runs in. A profile says what a
+kind of host has already and what serving does not load; its bundle is a fifth of the whole and complete on such a host
+only.
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ def slimmed(wheel: Path, drop: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch) / wheel.name
-        with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+        with (
+            zipfile.ZipFile(wheel) as source,
+            zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out,
+        ):
             names = [entry.filename for entry in source.infolist()]
             missing = [folder for folder in drop if not any(_under(name, folder) for name in names)]
             if missing:

@@ -2,12 +2,12 @@
 
     python tests/bench/gpu_serving.py [--quick] [--device cpu --preset tiny] [--context N] [--limit-s S] [--out FILE]
 
-Two replicas of one random model, BF16 and FP8, share the GPU (half each); everything else is the real service: Ray Serve,
-HAProxy, gateways, Valkey, SQL, the gate. First BF16 gets all the traffic, then a real experiment splits it, then FP8, which
-the gate has promoted by then, gets all of it. At each stage: closed loops of rising concurrency for the most that is
-answered, and open loops with arrivals fixed beforehand for the latency. Some users report clicks, which do not depend on
-the arm, so the gate has something to decide on. What has not begun at --limit-s is left out. The last line is one JSON
-object of flat numbers.
+Two replicas of one random model, BF16 and FP8, share the GPU (half each); everything else is the real service: Ray
+Serve, HAProxy, gateways, Valkey, SQL, the gate. First BF16 gets all the traffic, then a real experiment splits it,
+then FP8, which the gate has promoted by then, gets all of it. At each stage: closed loops of rising concurrency for
+the most that is answered, and open loops with arrivals fixed beforehand for the latency. Some users report clicks,
+which do not depend on the arm, so the gate has something to decide on. What has not begun at --limit-s is left out.
+The last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RAMP_S = 3.0
 CLOSING_S = 20.0
 STOP_S = 25.0
 POINT_OVERHEAD_S = 3.0
-"""What a point takes beside its load: new processes, a common start, the last answers. Too much rather than too little."""
+"""What a point takes beside its load: new processes, a common start, the last answers. Rather too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,9 @@ class Bench:
             answer_timeout_s=2 * plan.timeout_s,
         )
 
-    def load(self, seconds: float, rate_per_s: float | None = None, concurrency: int = 1, reporting: float = 0.0) -> Seen:
+    def load(
+        self, seconds: float, rate_per_s: float | None = None, concurrency: int = 1, reporting: float = 0.0
+    ) -> Seen:
         """Send for some seconds from processes of their own; what they saw together."""
         plan, senders = self.plan, min(self.plan.senders, concurrency if rate_per_s is None else self.plan.senders)
         starts_at = time.time() + 1.0 + 0.001 * plan.context
@@ -249,7 +251,7 @@ class Bench:
             summary = summarised(seen, self.plan.point_s, arm if len(arms) > 1 else None)
             if not summary.requests:
                 continue
-            label = arm or stage.split()[0]
+            label = arm or stage.split(maxsplit=1)[0]
             row = {"stage": stage, "arm": label, "loop": loop, "load": round(load, 1)} | asdict(summary)
             self.found.points.append(row)
             self.say(f"{stage}: {label}, {loop} {load:.0f}: {told(summary)}")
@@ -296,7 +298,8 @@ class Bench:
 def told(summary: Summary) -> str:
     """A summary as a line."""
     return (
-        f"{summary.answered_per_s:.0f}/s, p50 {summary.p50_ms:.0f} p95 {summary.p95_ms:.0f} p99 {summary.p99_ms:.0f} ms, "
+        f"{summary.answered_per_s:.0f}/s, "
+        f"p50 {summary.p50_ms:.0f} p95 {summary.p95_ms:.0f} p99 {summary.p99_ms:.0f} ms, "
         f"errors {summary.error_share:.1%}, fallbacks {summary.fallback_share:.1%}"
     )
 
@@ -346,7 +349,10 @@ def cost_per_1000(queries_per_s: float, price_per_hour: float) -> float | None:
 
 def table(points: Sequence[Mapping[str, Any]]) -> str:
     """All points as Markdown."""
-    lines = ["| stage | arm | loop | load | answered/s | p50 ms | p95 ms | p99 ms | errors | fallbacks |", "|---" * 10 + "|"]
+    lines = [
+        "| stage | arm | loop | load | answered/s | p50 ms | p95 ms | p99 ms | errors | fallbacks |",
+        "|---" * 10 + "|",
+    ]
     for point in points:
         unit = "under way" if point["loop"] == "closed" else "/s"
         lines.append(
@@ -403,6 +409,7 @@ def main() -> None:
     if "concurrency" in asked:
         asked["concurrency"] = tuple(asked["concurrency"])
     plan = Plan(**({**QUICK, **asked} if args.quick else asked))
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # a bare host compiles its imports first
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
     found = Found(about={"commit": commit(), "command": shlex.join(["python", *sys.argv])})
     bench = Bench(plan, found)

@@ -2,8 +2,9 @@
 
     python tests/bench/random_checkpoints.py FOLDER [--preset moe-4b] [--items 100000] [--context 512] [--device cuda]
 
-Weights are drawn and quantised on the device, so that the four-billion preset takes seconds. Random weights cost the same
-time as trained ones; how good their slates are says nothing. Prints one JSON object: folders, seconds, device, versions.
+Weights are drawn and quantised on the device, so that the four-billion preset takes seconds. Random weights cost the
+same time as trained ones; how good their slates are says nothing. Prints one JSON object: folders, seconds, device,
+versions.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tests/bench/traffic.py < JOB.json        the fields of `Job`; prints one JSON object of columns
 
-In the open loop a request's latency counts from the moment it was due, not from when the sender got round to it, so that
-queueing shows and a slow service cannot slow its own load down. Some users report what they clicked; whether they click
-depends on the user and the position alone, never on the arm.
+In the open loop a request's latency counts from the moment it was due, not from when the sender got round to it, so
+that queueing shows and a slow service cannot slow its own load down. Some users report what they clicked; whether they
+click depends on the user and the position alone, never on the arm.
 """
 
 from __future__ import annotations

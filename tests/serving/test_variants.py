@@ -126,6 +126,15 @@ def test_a_replica_has_worked_before_it_is_asked(model: Model) -> None:
     assert sorted(size for size, _ in model.calls) == [1, 8]
 
 
+def test_a_checkpoint_is_searched_with_the_beam_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "quant.load.load_recommender", lambda folder, device, **more: asked.update(more, folder=folder, device=device)
+    )
+    variants.load_checkpoint(512, "/models/fp8", "cpu")
+    assert asked == {"folder": "/models/fp8", "device": "cpu", "beam_width": 512}
+
+
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda")])
 def test_the_model_is_loaded_from_its_folder_to_its_device(model: Model, gpus: float, device: str) -> None:
     asked = []
