@@ -140,7 +140,7 @@ def plot(path: Path, arms: Mapping[str, Sequence[Row]], ceilings: Ceilings, titl
     figure.suptitle(title)
     for axis, (arm, rows) in zip(axes, arms.items(), strict=True):
         points = [row for row in rows if row.spent_s and row.flop and row.byte]
-        low, high = 0.3, 2e4
+        low, high = 1.0, 1e4
         for name, roof, style in (("BF16", ceilings.bf16_flop, "--"), ("FP8", ceilings.fp8_flop, "-")):
             if name == "FP8" and not any(row.eight for row in points):
                 continue
@@ -154,17 +154,18 @@ def plot(path: Path, arms: Mapping[str, Sequence[Row]], ceilings: Ceilings, titl
                 label=label,
             )
         whole = sum(row.spent_s for row in rows)
-        for place, row in enumerate(points):
+        lines = ["calls with products, the longest first:"]
+        for place, row in enumerate(points, start=1):
             colour = "tab:red" if row.eight else "tab:blue"
             x, y = row.flop / row.byte, row.flop / row.spent_s / 1e12
-            axis.scatter(x, y, s=30 + 900 * row.spent_s / whole, color=colour, alpha=0.55, linewidths=0)
-            axis.scatter(x, y, s=6, color="0.15")
-            side = 1 if place % 2 else -1
-            axis.annotate(
-                row.name, (x, y), xytext=(14 * side, -16 if place % 3 else 14), textcoords="offset points", fontsize=8,
-                ha="left" if side > 0 else "right", arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
-            )  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.5, 2.5 * ceilings.fp8_flop / 1e12))
+            area = 60 + 900 * row.spent_s / whole
+            axis.scatter(x, y, s=area, color=colour, alpha=0.45, linewidths=0)
+            away = (0.0, (-1) ** place * ((area / 3.14) ** 0.5 + 7))
+            axis.annotate(str(place), (x, y), xytext=away, textcoords="offset points", ha="center", va="center", size=8)
+            axis.scatter(x, y, s=5, color="0.15")
+            lines.append(f"{place}  {row.name}: {1e3 * row.spent_s:.1f} ms, {row.share:.0%} of the roof")
+        axis.text(0.03, 0.97, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=8)
+        axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(1.0, 30 * ceilings.fp8_flop / 1e12))
         axis.set(xlabel="operations per byte", title=f"{arm}: red in FP8, blue in 16 bit; area is time")
         axis.grid(True, which="major", color="0.9")
         axis.legend(loc="lower right", fontsize=8, title=f"copy {ceilings.byte / 1e12:.1f} TB/s", title_fontsize=8)
