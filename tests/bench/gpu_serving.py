@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ WINDOW_S = 4.0
 RAMP_S = 3.0
 CLOSING_S = 20.0
 STOP_S = 25.0
+SHORTEST_S = 3.0
 POINT_OVERHEAD_S = 3.0
 """What a point takes beside its load: new processes, a common start, the last answers. Rather too much."""
 
@@ -123,6 +125,15 @@ def specification(plan: Plan, minimum_s: float) -> str:
     )
 
 
+def fitted(plan: Plan, left_s: float) -> Plan:
+    """Shorter points, and fewer of them, where all of them would not fit into the time that is left after the start."""
+    points = 3 * (len(plan.concurrency) + len(SHARES)) + 3
+    point_s = (left_s - 4 * RAMP_S - CLOSING_S - 15.0) / points - POINT_OVERHEAD_S
+    if point_s < SHORTEST_S and len(plan.concurrency) > 1:
+        return fitted(replace(plan, concurrency=plan.concurrency[1:]), left_s)
+    return replace(plan, point_s=min(plan.point_s, max(point_s, SHORTEST_S)))
+
+
 class Bench:
     """The run: stages on one cluster, with one clock."""
 
@@ -154,6 +165,7 @@ class Bench:
             self._url, self._token = cluster.url, cluster.tokens["events"]
             self.say("warming up")
             self.load(4.0, concurrency=self.plan.batch)
+            self.plan = fitted(self.plan, self.left_s)
             most = self.stage("bf16 alone", ("",))
             self._experiment(api, most)
             self.found.forced = self._promoted(api)
@@ -339,7 +351,8 @@ def numbers(found: Found, price: float) -> dict[str, Any]:
         out["users"] = sum(int(arm["users"]) for arm in found.report["arms"])
         for metric in found.report["metrics"]:
             out |= {f"ctr_{name}": metric[name] for name in ("effect", "low", "high") if metric.get(name) is not None}
-    return out | {"price_per_gpu_hour": price} | found.about
+    known = {name: value for name, value in out.items() if not (isinstance(value, float) and math.isnan(value))}
+    return known | {"price_per_gpu_hour": price} | found.about
 
 
 def cost_per_1000(queries_per_s: float, price_per_hour: float) -> float | None:
@@ -430,7 +443,7 @@ def main() -> None:
         print(f"\nleft out: {line}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"numbers": flat, "plan": asdict(plan), "points": found.points, "left_out": found.left_out}
+        kept = {"numbers": flat, "plan": asdict(bench.plan), "points": found.points, "left_out": found.left_out}
         args.out.write_text(json.dumps(kept | {"report": found.report}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(flat))
 

@@ -3,9 +3,9 @@
     python tests/bench/growth.py [--quick] [--limit-s S] [--out FILE.json]
 
 One axis at a time around the headline's point (moe-4b, 28 requests, beam 512, 3,072 tokens of context), both engines
-at each point, every decode one CUDA graph. What has not begun at --limit-s is left out; the ends of each axis come first.
-Needs PyTorch with CUDA and Triton; matplotlib for the plot beside FILE.json. The last line is one JSON object of flat
-numbers.
+at each point, every decode one CUDA graph. What has not begun at --limit-s is left out; the ends of each axis come
+first. Needs PyTorch with CUDA and Triton; matplotlib for the plot beside FILE.json. The last line is one JSON object
+of flat numbers.
 """
 
 from __future__ import annotations

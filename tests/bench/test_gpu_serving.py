@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_serving import KEY, Found, Plan, alarm, cost_per_1000, numbers, specification, table
+from gpu_serving import KEY, Found, Plan, alarm, cost_per_1000, fitted, numbers, specification, table
 from gpu_serving import OutOfTimeError as OutOfTime
 from random_checkpoints import make_pair, semantic_ids
 
@@ -77,6 +77,15 @@ def test_the_experiment_is_a_valid_one(plan: Plan) -> None:
     assert (spec.key, spec.minimums.duration_s) == (KEY, 40.0)
     assert [arm.variant for arm in spec.arms] == ["fp8", "bf16"]
     assert spec.ramp.steps[-1].coverage == 0.5
+
+
+@pytest.mark.parametrize(
+    ("left_s", "point_s", "levels"), [(1000.0, 6.0, 4), (240.0, 4.148, 4), (180.0, 3.333, 2), (10.0, 3.0, 1)]
+)
+def test_points_are_fitted_into_the_time_that_is_left(left_s: float, point_s: float, levels: int) -> None:
+    found = fitted(Plan(), left_s)
+    assert found.point_s == pytest.approx(point_s, abs=0.01)
+    assert found.concurrency == Plan().concurrency[4 - levels :]
 
 
 def test_the_alarm_ends_what_takes_too_long() -> None:
