@@ -164,12 +164,12 @@ class Bench:
         ):
             self._url, self._token = cluster.url, cluster.tokens["events"]
             self.say("warming up")
-            self.load(4.0, concurrency=self.plan.batch)
+            self.load(5.0, concurrency=max(self.plan.concurrency))
             self.plan = fitted(self.plan, self.left_s)
             most = self.stage("bf16 alone", ("",))
             self._experiment(api, most)
             self.found.forced = self._promoted(api)
-            self.load(2.0, concurrency=self.plan.batch)
+            self.load(3.0, concurrency=max(self.plan.concurrency))
             self.stage("fp8 alone", ("",), most)
             self.found.report = api.report(KEY)
 

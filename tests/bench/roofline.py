@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from kernel_work import CALLS, Work, missing, product
+from kernel_work import CALLS, Work, is_eight, missing, moved, product
 
 ROUNDS = 5
 WAIT_CYCLES = 400_000_000
@@ -173,6 +173,16 @@ def plot(path: Path, arms: Mapping[str, Sequence[Row]], ceilings: Ceilings, titl
     figure.savefig(path, dpi=130)
 
 
+def counted(count: Callable[..., Work], config: Any, given: Mapping[str, Any], out: Any, name: str) -> Work:
+    """The call's work; where its arguments are no longer those that `count` knows, the bytes of whatever they are."""
+    try:
+        return count(config, given, out)
+    except (KeyError, AttributeError, ValueError, TypeError, IndexError) as error:
+        return Work(
+            f"{name} (not counted: {error!r})", 0.0, moved(*given.values(), out), is_eight(tuple(given.values()))
+        )
+
+
 class Recorder:
     """Puts two device events around every known call of a decode, and keeps its work."""
 
@@ -201,10 +211,10 @@ class Recorder:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = dict(bound.arguments)
-            if "route" in given:
-                self._tokens = given["route"].position.numel()
+            if hasattr(position := getattr(given.get("route"), "position", None), "numel"):
+                self._tokens = position.numel()
             given["real_rows"] = self._tokens
-            self.calls.append((count(self._config, given, out), began, ended))
+            self.calls.append((counted(count, self._config, given, out, call.__name__), began, ended))
             return out
 
         return wrapped
@@ -230,7 +240,8 @@ class Recorder:
         seen = Functional()
         seen.linear = self.around(product, linear)  # type: ignore[attr-defined]
         kept = {name: getattr(module, name) for name in CALLS if hasattr(module, name)}
-        kept["functional"] = module.functional
+        if hasattr(module, "functional"):
+            kept["functional"] = module.functional
         arithmetic = decoder.arithmetic
 
         class Watched:

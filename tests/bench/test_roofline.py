@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kernel_work import Work
-from roofline import Ceilings, numbers, plot, rows_of, table, total
+import torch
+from kernel_work import Work, norm
+from roofline import Ceilings, counted, numbers, plot, rows_of, table, total
 
 CEILINGS = Ceilings(byte=4e12, bf16_flop=700e12, fp8_flop=1300e12)
 CALLS = [
@@ -52,6 +53,13 @@ def test_the_figures_are_flat() -> None:
     assert found["fp8_sum_over_graph"] == pytest.approx(0.04 / 0.038)
     assert found["fp8_peak_share"] == pytest.approx(26.82e12 / 0.038 / 1300e12)
     assert 0 < found["fp8_floor_share"] < 1
+
+
+def test_a_call_with_other_arguments_is_still_in_the_table() -> None:
+    given = {"hidden": torch.zeros(8, 8)}
+    work = counted(norm, None, given, torch.zeros(4), "add_norm")
+    assert work.name == "add_norm (not counted: KeyError('h'))"
+    assert (work.flop, work.byte) == (0.0, 4 * 64 + 4 * 4)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
