@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import PRESETS, OneRecConfig
-from model.counting import count_parameters, forward_flops, training_flops
+from model.counting import count_parameters, decode_flops, forward_flops, training_flops
 from model.onerec import OneRecV2
 
 LABELS = {"0.1B": 0.1, "0.2B": 0.2, "0.5B": 0.5, "1B": 1.0, "2B": 2.0, "4B": 4.0, "8B": 8.0, "moe-4b": 4.0}
@@ -169,3 +169,35 @@ def test_forward_flops_of_experts_equal_torchs_own_counter(toy_config: OneRecCon
         model(model.context(codes, valid), codes[:, 0])
     attended = 2 * 2 * config.n_layers * 3 * (5 + 3) * config.d_model  # a fused kernel on the CPU: not seen by torch
     assert forward_flops(config, 4) == counter.get_total_flops() + attended
+
+
+def _loop_count_decode(config: OneRecConfig, batch: int, width: int, context: int) -> int:
+    """One row of one block after the other, from the equations; knows nothing of the code."""
+    d, dh, total = config.d_model, config.d_model // config.n_heads, 0
+    for level in range(config.levels):
+        for _ in range(batch * (1 if level == 0 else width)):
+            for layer in range(config.n_layers):
+                for _ in range(6):  # cross attention: q, o; self attention: q, k, v, o
+                    total += 2 * d * d
+                for _ in range(config.n_heads):
+                    for tokens in (context, level + 1):  # cross attention, self attention
+                        total += 2 * dh * tokens + 2 * tokens * dh
+                if not config.n_experts or layer < config.dense_layers:
+                    total += 3 * 2 * d * config.ffn_dim
+                    continue
+                total += 2 * d * config.n_experts
+                for _ in range(config.experts_per_token + config.n_shared_experts):
+                    total += 3 * 2 * d * config.expert_dim
+            total += 2 * d * config.codebook_size
+    return total
+
+
+@pytest.mark.parametrize("more", [{}, TOY_EXPERTS])
+@pytest.mark.parametrize(("batch", "width", "context"), [(1, 1, 1), (3, 8, 20), (2, 5, 7)])
+def test_decode_flops_are_those_counted_row_by_row(more: dict[str, int], batch: int, width: int, context: int) -> None:
+    config = dataclasses.replace(PRESETS["tiny"], n_layers=3, **more)  # type: ignore[arg-type]
+    assert decode_flops(config, batch, width, context) == _loop_count_decode(config, batch, width, context)
+
+
+def test_a_query_of_the_mixture_is_about_a_teraflop() -> None:
+    assert decode_flops(PRESETS["moe-4b"], 1, 512, 3072) == pytest.approx(1.3e12, rel=0.01)
