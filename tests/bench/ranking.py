@@ -46,7 +46,7 @@ Report = Callable[[float, str], None]
 
 ONEREC: dict[str, tuple[str, TrainOptions]] = {
     "OneRec-V2 `tiny`": ("tiny", TrainOptions()),
-    "OneRec-V2 `small`": ("small", TrainOptions(epochs=8, learning_rate=2e-3)),
+    "OneRec-V2 `small`": ("small", TrainOptions(epochs=10, history_dropout=0.2, shuffle_instants=True)),
 }
 """Name -> preset and how it is trained."""
 LINEAR: dict[str, Callable[[Split], Ranker]] = {"popularity": popularity, "item-kNN": item_knn, "EASE": ease}
