@@ -20,7 +20,7 @@ IMPRESSIONS_PER_REQUEST = 5
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Trainable parameters by part; the paper's labels ("1B") name `blocks`, rounded to one digit."""
+    """Trainable parameters by part; the paper's labels ("1B") name `blocks`."""
 
     context: int  # item encoder, projection, recency, profile and norms
     embeddings: int  # the decoder's code embeddings and BOS
@@ -67,7 +67,7 @@ def training_flops(
     because the items of one page share their context. Left out, as in the paper: attention scores (which the paper
     calls orders of magnitude smaller), norms, embedding look-ups, and that each head needs one token only.
 
-    With 512 context tokens this gives 1.91, 9.79 and 19.81 GFLOP at 0.1B, 0.5B and 1B; the paper's table 2 says
+    With 512 context tokens this gives 2.07, 9.80 and 19.15 GFLOP at 0.1B, 0.5B and 1B; the paper's table 2 says
     1.98, 9.55 and 18.89. What key/value sets and groups add (tables 3 and 4) agrees to the paper's last digit.
     context_tokens None takes the configured length. Source: arXiv 2508.20900, appendix B.
     """
