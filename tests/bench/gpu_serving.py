@@ -207,7 +207,7 @@ class Bench:
     ) -> Seen:
         """Send for some seconds from processes of their own; what they saw together."""
         plan, senders = self.plan, min(self.plan.senders, concurrency if rate_per_s is None else self.plan.senders)
-        starts_at = time.time() + 1.0 + 0.001 * plan.context
+        starts_at = time.time() + 1.0 + 0.0003 * plan.context
         children = []
         for number in range(senders):
             job = Job(
