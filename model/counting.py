@@ -1,6 +1,6 @@
 """How large a model is and how much it computes, from its configuration alone: nothing is allocated.
 
-Two counts of operations are kept apart. `training_flops` is the paper's own (arXiv 2508.20900, appendix B), made to
+Counts of operations are kept apart. `training_flops` is the paper's own (arXiv 2508.20900, appendix B), made to
 be compared with its tables: rough on purpose. `forward_flops` counts every matrix product that the code performs.
 """
 
@@ -20,7 +20,7 @@ IMPRESSIONS_PER_REQUEST = 5
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Trainable parameters by part; the paper's labels ("1B") name `blocks`, rounded to one digit."""
+    """Trainable parameters by part; the paper's labels ("1B") name `blocks`."""
 
     context: int  # item encoder, projection, recency, profile and norms
     embeddings: int  # the decoder's code embeddings and BOS
@@ -67,7 +67,7 @@ def training_flops(
     because the items of one page share their context. Left out, as in the paper: attention scores (which the paper
     calls orders of magnitude smaller), norms, embedding look-ups, and that each head needs one token only.
 
-    With 512 context tokens this gives 1.91, 9.79 and 19.81 GFLOP at 0.1B, 0.5B and 1B; the paper's table 2 says
+    With 512 context tokens this gives 2.07, 9.80 and 19.15 GFLOP at 0.1B, 0.5B and 1B; the paper's table 2 says
     1.98, 9.55 and 18.89. What key/value sets and groups add (tables 3 and 4) agrees to the paper's last digit.
     context_tokens None takes the configured length. Source: arXiv 2508.20900, appendix B.
     """
@@ -89,6 +89,24 @@ def forward_flops(config: OneRecConfig, history: int) -> int:
     attended = config.n_layers * tokens * (history + 1 + tokens) * 2 * d
     heads = config.levels * config.codebook_size * d
     return 2 * (weights * tokens + attended + heads + _encoder_weights(config) * history)
+
+
+def decode_flops(config: OneRecConfig, batch: int, width: int, context: int) -> int:
+    """Operations of every matrix product of one beam search for `batch` requests, two per multiplication.
+
+    width: beams kept after every level, so the first level has one row a request and the others `width`. context: keys
+    that each row attends to. Counted are all linear layers of the blocks, the router and the chosen experts, scores and
+    mixing of both attentions (over the l + 1 tokens of level l in the self attention), and the head of each level. Not
+    counted: the context itself, which is made once a request, norms, softmax and the selection of beams.
+    """
+    weights = sum(_block_weights(config, layer) for layer in range(config.n_layers))
+    head = config.codebook_size * config.d_model
+    total = 0
+    for level in range(config.levels):
+        rows = batch * (width if level else 1)
+        attended = config.n_layers * 2 * (context + level + 1) * config.d_model
+        total += 2 * rows * (weights + attended + head)
+    return total
 
 
 def _block_weights(config: OneRecConfig, layer: int) -> int:

@@ -36,14 +36,17 @@ Validation = tuple[Samples, Tensor]
 class NextItemLoss(nn.Module):
     """The objective as one module, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: OneRecV2, codes: Tensor) -> None:
+    def __init__(self, model: OneRecV2, codes: Tensor, history_dropout: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.history_dropout = history_dropout
         self.register_buffer("codes", codes, persistent=False)
 
     def forward(self, items: Tensor, valid: Tensor, target: Tensor) -> Tensor:
         """items, valid [B, N], target [B] -> the batch's mean loss."""
         codes = self.get_buffer("codes")
+        if self.model.training and self.history_dropout:
+            valid = valid & (torch.rand(valid.shape, device=valid.device) >= self.history_dropout)
         return self.model.loss(self._context(codes, items, valid), codes[target])
 
     def _context(self, codes: Tensor, items: Tensor, valid: Tensor) -> ContextKV:
@@ -75,7 +78,7 @@ class TrainLoop:
         self._worker, self._report, self._state_path = worker, report, state_path
         self._order = torch.Generator().manual_seed(seed)
         self._per_epoch = math.ceil(len(samples) / options.batch_size)
-        self._plain = NextItemLoss(model, codes).to(worker.device)
+        self._plain = NextItemLoss(model, codes, options.history_dropout).to(worker.device)
         self._optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.learning_rate, fused=True)
         # every rank starts from the same seed and moves its own biases alike: nothing but gradients is sent
         self._objective: nn.Module = (
@@ -91,6 +94,7 @@ class TrainLoop:
             "workers": worker.size,
         }
         data = {"codes": codes, "items": samples.items, "start": samples.start, "targets": validation[1]}
+        data |= {"instant": samples.instant} if options.shuffle_instants else {}
         self._fingerprint = fingerprint_of(settings, data) if state_path is not None else ""
         if worker.rank:
             torch.manual_seed(seed + 7919 * worker.rank)  # dropout differs between workers
@@ -116,14 +120,15 @@ class TrainLoop:
     def _epoch(self) -> None:
         at, options = self.position, self._options
         drawn_from = self._order.get_state()
-        order = torch.randperm(len(self._samples), generator=self._order)
+        samples = self._samples.reordered(self._order) if options.shuffle_instants else self._samples
+        order = torch.randperm(len(samples), generator=self._order)
         self._model.train()
         for index in range(at.index, self._per_epoch):
             batch = order[index * options.batch_size : (index + 1) * options.batch_size]
-            self._note(self._step(batch, at.epoch * self._per_epoch + index), batch.shape[0])
+            self._note(self._step(samples, batch, at.epoch * self._per_epoch + index), batch.shape[0])
             if options.save_every and len(at.step_losses) % options.save_every == 0 and at.index < self._per_epoch:
                 self._save(drawn_from)
-        at.losses.append(at.total / len(self._samples))
+        at.losses.append(at.total / len(samples))
         at.epoch, at.index, at.total = at.epoch + 1, 0, 0.0
         if options.patience:
             self._judge(self._validation_loss())
@@ -138,7 +143,7 @@ class TrainLoop:
         if self._worker.is_first:
             self._report(Progress(len(at.step_losses), self._steps, at.smooth))
 
-    def _step(self, batch: Tensor, step: int) -> float:
+    def _step(self, samples: Samples, batch: Tensor, step: int) -> float:
         """One optimizer step on the whole batch [B]; returns its mean loss. Raises ModelError if that is not finite."""
         share = self._worker.share(batch)
         # a share may be empty in the last batch of an epoch: then one sample goes through with weight 0, since all
@@ -148,7 +153,7 @@ class TrainLoop:
         total = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         for number, part in enumerate(parts):
             with self._unsynchronised() if number + 1 < len(parts) else nullcontext():
-                loss = self._loss(self._objective, self._samples, part)
+                loss = self._loss(self._objective, samples, part)
                 weight = len(part) / len(batch) if len(share) else 0.0
                 torch.autograd.backward(loss * (weight * self._worker.size))  # the workers' gradients are averaged
             total += loss.item() * weight

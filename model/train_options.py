@@ -26,6 +26,8 @@ class TrainOptions:
     threads: int = 1  # the tiny preset's operations are too small to share: two threads are slower than one
     accumulate: int = 1  # parts that a worker's share of a batch is computed in, to save memory
     patience: int = 0  # epochs without a lower validation loss before training stops; 0: never, and none is computed
+    history_dropout: float = 0.0  # share of each history's items that are hidden, others each time it is read
+    shuffle_instants: bool = False  # in each epoch, items that a user met at one time come in another random order
     bias_rate: float = 1e-3  # how far the experts' selection biases move in a step; DeepSeek-V3's own
     precision: str = "float32"  # of products and activations; weights and optimizer stay float32
     save_every: int = 0  # steps between two saved training states; 0: only after each epoch
@@ -40,6 +42,8 @@ class TrainOptions:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0.0:
                 raise ModelError(f"{name}: must be positive, got {getattr(self, name)}")
+        if not 0.0 <= self.history_dropout < 1.0:
+            raise ModelError(f"history_dropout: must be in [0, 1), got {self.history_dropout}")
         if self.precision not in PRECISIONS:
             raise ModelError(f"precision: must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 

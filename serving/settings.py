@@ -7,6 +7,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+HISTORY_LIMIT = 8192
+"""What `history_max` may be raised to."""
+
 
 class Settings(BaseSettings):
     """Where the service lives, what it talks to, and its limits. Every field is an environment variable, too.
@@ -33,6 +36,7 @@ class Settings(BaseSettings):
     variant_threads: int = Field(default=1, ge=1, description="torch threads of one replica")
     variant_gpus: float = Field(default=0.0, ge=0, description="GPUs of one replica; a share places several on one")
     variant_engine: bool = Field(default=True, description="on a GPU; off: the plain PyTorch model answers there, too")
+    beam_width: int = Field(default=32, ge=1, description="prefixes that a replica's search keeps")
     batch_size: int = Field(default=8, ge=1)
     batch_wait_s: float = Field(default=0.005, ge=0)
     variant_timeout_s: float = Field(default=1.0, gt=0, description="of one call to an arm")
@@ -43,6 +47,7 @@ class Settings(BaseSettings):
     spool_segment_bytes: int = Field(default=8 * 2**20, ge=2**12)
     flush_rows: int = Field(default=500, ge=1)
     known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
+    history_max: int = Field(default=512, ge=0, le=HISTORY_LIMIT, description="items of one request's history")
     request_max_bytes: int = Field(default=64 * 2**10, ge=1)
     events_max_bytes: int = Field(default=2**20, ge=1)
 

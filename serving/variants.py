@@ -64,11 +64,11 @@ Loader = Callable[[str, str], Ranker]
 """(checkpoint folder, device) -> a model, ready to answer."""
 
 
-def load_checkpoint(folder: str, device: str, *, engine: bool = True) -> Ranker:
+def load_checkpoint(folder: str, device: str, *, beam_width: int, engine: bool = True) -> Ranker:
     """The model of any checkpoint, plain or quantised; on a GPU the engine answers, where it can run the model."""
     from quant.load import load_recommender
 
-    return load_recommender(folder, device, engine=engine)
+    return load_recommender(folder, device, beam_width=beam_width, engine=engine)
 
 
 class Variant:
@@ -163,8 +163,7 @@ def variant_app(
     """The Serve application of one variant; it is published at `/variants/<name>`."""
     from ray import serve
 
-    load = load or partial(load_checkpoint, engine=settings.variant_engine)
-
+    load = load or partial(load_checkpoint, beam_width=settings.beam_width, engine=settings.variant_engine)
     deploy = serve.deployment(
         num_replicas=settings.variant_replicas,
         ray_actor_options={"num_cpus": 0, "num_gpus": settings.variant_gpus},

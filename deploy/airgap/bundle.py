@@ -1,9 +1,12 @@
 """Packs Crossfade and everything it needs into files that fit through a small door, for a host without an index.
 
     python deploy/airgap/bundle.py BUNDLE --python 3.12 --platform manylinux_2_28_x86_64 --part-mib 60 --without torch
+    python deploy/airgap/bundle.py BUNDLE --profile deploy/airgap/gpu-host.toml
 
-Needs nothing but Python and pip. BUNDLE then holds `manifest.json`, `install.py` and `parts/`. Run it with the target's
-Python version: pip judges a requirement's markers by the interpreter that it runs in.
+Needs nothing but Python and pip. BUNDLE then holds `manifest.json`, `install.py` and `parts/`. Run it with the
+target's Python version: pip judges a requirement's markers by the interpreter that it runs in. A profile says what a
+kind of host has already and what serving does not load; its bundle is a fifth of the whole and complete on such a host
+only.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from slim import slimmed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMAT = "crossfade-airgap/1"
@@ -30,6 +37,32 @@ _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 class BundleError(Exception):
     """What cannot be bundled, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the bundle is for.
+
+    without: packages that stay behind. also: requirements that travel without their own. drop: folders taken out of a
+    package's wheel, by its name. complete: whether pip may be asked there if everything is satisfied.
+    """
+
+    python: str
+    platform: str
+    without: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    drop: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    complete: bool = True
+
+
+def target_of(profile: Path) -> Target:
+    """The target that a profile describes. Raises BundleError naming what is wrong with it."""
+    try:
+        found = tomllib.loads(profile.read_text(encoding="utf-8"))
+        without = (*found["has"], *found["spare"])
+        return Target(found["python"], found["platform"], without, tuple(found["also"]), found["drop"], complete=False)
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise BundleError(f"{profile}: cannot be used: {error!r}") from error
 
 
 def platform_tags(platform: str) -> list[str]:
@@ -121,22 +154,27 @@ def describe(path: Path) -> dict[str, Any]:
         }
 
 
-def download(wheels: Path, python: str, platform: str, without: Sequence[str], pip_options: Sequence[str]) -> str:
+def download(wheels: Path, target: Target, pip_options: Sequence[str]) -> str:
     """Fill `wheels` with Crossfade and what it needs, at the tested versions. Returns the requirement to install.
 
     Raises BundleError when pip does not manage.
     """
     constraints = ROOT / "constraints.txt"
-    platforms = [f"--platform={tag}" for tag in platform_tags(platform)]
+    platforms = [f"--platform={tag}" for tag in platform_tags(target.platform)]
+    there = [f"--python-version={target.python}", "--implementation=cp", "--only-binary=:all:", *platforms]
     _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))
     own = next(wheels.glob("crossfade-*.whl"))
     with tempfile.TemporaryDirectory() as scratch:
-        left_out = [stand_in(Path(scratch), name, pinned_version(constraints, name)) for name in without]
-        target = [f"--python-version={python}", "--implementation=cp", "--only-binary=:all:", *platforms]
+        left_out = [stand_in(Path(scratch), name, pinned_version(constraints, name)) for name in target.without]
+        left_out.append(stand_in(Path(scratch), "pip", "1000"))  # whoever installs the bundle has it
         places = [f"--find-links={scratch}", f"--constraint={constraints}", f"--dest={wheels}"]
-        _pip("download", *target, *places, *pip_options, str(own))
+        _pip("download", *there, *places, *pip_options, str(own))
         for path in left_out:
             (wheels / path.name).unlink(missing_ok=True)
+    if target.also:
+        _pip("download", "--no-deps", *there, f"--dest={wheels}", *pip_options, *target.also)
+    for name, folders in target.drop.items():
+        _slim(wheels, name, folders)
     return f"crossfade=={own.name.split('-')[1]}"
 
 
@@ -148,20 +186,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--platform", default="manylinux_2_28_x86_64", help="the target's (default: %(default)s)")
     parser.add_argument("--part-mib", type=float, default=60, help="largest file in MiB (default: 60)")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="the target has it: torch, say")
+    parser.add_argument("--profile", type=Path, help="a kind of host, instead of --python, --platform and --without")
     parser.add_argument("--pip", action="append", default=[], metavar="OPTION", help="passed to pip download as it is")
     asked = parser.parse_args(arguments)
-    if asked.python != f"{sys.version_info.major}.{sys.version_info.minor}":
-        running = f"{sys.version_info.major}.{sys.version_info.minor}"
-        print(f"note: this is Python {running}; markers are judged by it, not by {asked.python}", file=sys.stderr)
     try:
+        target = target_of(asked.profile) if asked.profile else Target(asked.python, asked.platform, (*asked.without,))
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if target.python != running:
+            print(f"note: this is Python {running}; markers are judged by it, not by {target.python}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as scratch:
             wheels = Path(scratch)
-            requirement = download(wheels, asked.python, asked.platform, asked.without, asked.pip)
+            requirement = download(wheels, target, asked.pip)
             about = {
-                "python": asked.python,
-                "platform": asked.platform,
+                "python": target.python,
+                "platform": target.platform,
                 "requirement": requirement,
-                "without": asked.without,
+                "without": list(target.without),
+                "complete": target.complete,
             }
             manifest = pack(list(wheels.glob("*.whl")), asked.bundle, int(asked.part_mib * _MIB), about)
     except BundleError as error:
@@ -171,6 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size_mib = sum(path.stat().st_size for path in parts) / _MIB
     print(f"{manifest}: {requirement}, {len(parts)} files, {size_mib:.1f} MiB")
     return 0
+
+
+def _slim(wheels: Path, name: str, folders: Sequence[str]) -> None:
+    """Take folders out of the wheel of a package. Raises BundleError when there is no such wheel or folder."""
+    found = [path for path in wheels.glob("*.whl") if _normalised(path.name.split("-")[0]) == _normalised(name)]
+    if not found:
+        raise BundleError(f"drop: no wheel of a package called {name!r}")
+    try:
+        slimmed(found[0], folders)
+    except ValueError as error:
+        raise BundleError(f"drop: {error}") from error
 
 
 def _rest(file: Any, head: bytes, limit: int) -> Iterator[bytes]:

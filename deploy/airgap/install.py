@@ -1,6 +1,7 @@
 """Rejoins, verifies and installs a bundle that `bundle.py` made. Needs Python and pip, no index and no network.
 
 python install.py                      # from inside the bundle; installs into the Python that runs it
+python install.py --target DIR         # into a folder, to be named in PYTHONPATH; the host stays as it is
 python install.py --wheels-only DIR    # only rejoin and verify
 """
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wheels-only", type=Path, metavar="DIR", help="put the verified wheels there, install nothing"
     )
+    parser.add_argument("--target", type=Path, metavar="DIR", help="install there instead of into this Python")
     parser.add_argument("--pip", action="append", default=[], metavar="OPTION", help="passed to pip install as it is")
     asked = parser.parse_args(arguments)
     try:
@@ -78,10 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise DamagedBundleError(f"manifest.json: python: made for {manifest['python']}, this is {running}")
         with tempfile.TemporaryDirectory() as scratch:
             wheels = Path(scratch)
-            rejoin(asked.bundle, wheels)
-            places = ["--no-index", f"--find-links={wheels}"]
-            command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *places, *asked.pip]
-            return subprocess.run([*command, manifest["requirement"]], check=False).returncode
+            joined = rejoin(asked.bundle, wheels)
+            options = ["--no-index", f"--find-links={wheels}", *asked.pip]
+            if asked.target is not None:
+                options.append(f"--target={asked.target}")
+            if manifest.get("complete", True):
+                wanted = [manifest["requirement"]]
+            else:  # the rest is there at versions that the resolver would not choose
+                options.append("--no-deps")
+                wanted = [str(path) for path in joined]
+            command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *options, *wanted]
+            return subprocess.run(command, check=False).returncode
     except DamagedBundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

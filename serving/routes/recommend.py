@@ -11,6 +11,7 @@ from experiment.assign import MAX_USER_ID_LENGTH
 from serving.auth import require
 from serving.errors import InvalidRequestError
 from serving.services import Services, services_of
+from serving.settings import HISTORY_LIMIT
 
 router = APIRouter(prefix="/v1", tags=["data plane"])
 
@@ -28,7 +29,11 @@ class RecommendRequest(BaseModel):
     )
 
     user_id: UserId
-    history: list[ItemId] = Field(default_factory=list, max_length=512)
+    history: list[ItemId] = Field(
+        default_factory=list,
+        max_length=HISTORY_LIMIT,
+        description="oldest first; 512 items unless the service's `history_max` says otherwise",
+    )
     k: int = Field(default=10, ge=1, le=50)
 
 
@@ -54,6 +59,8 @@ class RecommendResponse(BaseModel):
 @router.post("/recommend", dependencies=[Depends(require("events"))], summary="Recommend items to a user")
 async def recommend(body: RecommendRequest, services: Annotated[Services, Depends(services_of)]) -> RecommendResponse:
     """Routed by the running experiments; a user keeps their arm for the whole run."""
+    if len(body.history) > (most := services.settings.history_max):
+        raise InvalidRequestError("history", f"must have at most {most} items, got {len(body.history)}")
     for position, item in enumerate(body.history):
         if item not in services.catalogue:
             raise InvalidRequestError(f"history[{position}]", f"no item is called {item!r}")

@@ -2,17 +2,19 @@
 
     python tests/bench/decode.py [--quick] [--out FILE] [--profile] [--sweep] [--only SECTION ...]
 
-Needs PyTorch with CUDA and Triton, nothing else, and no installation of this project. Every arm runs in a process of
-its own under a time limit; one that fails shows its error and the others go on. Ratios compare arms of this run. The
-last line is one JSON object of flat numbers.
+Needs PyTorch with CUDA and Triton, nothing else, and no installation of this project; torchao for the arm of that
+name. Every arm runs in a process of its own under a time limit; one that fails shows its error and the others go on.
+Ratios compare arms of this run. The last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,17 @@ from provenance import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = {"moe": ("moe-4b", 28), "1b": ("1B", 1), "8b": ("8B", 4)}
-ARMS = ("compiled", "bf16", "fp8", "eager")
-LIMIT_S = {"compiled": 240, "eager": 90, "bf16": 120, "fp8": 120, "kernels": 240, "tests": 180}
+ARMS = ("compiled", "bf16", "fp8", "torchao", "eager")
+LIMIT_S = {
+    "compiled": 240,
+    "torchao": 240,
+    "eager": 90,
+    "bf16": 120,
+    "fp8": 120,
+    "kernels": 240,
+    "ceilings": 90,
+    "tests": 180,
+}
 
 
 def child(arguments: list[str], limit_s: float) -> tuple[dict[str, float], str]:
@@ -72,25 +83,58 @@ def hardware() -> dict[str, str]:
 def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
     """The headline figures, as far as the arms that they compare have run."""
     out: dict[str, float] = {}
-    for arm in ("fp8", "bf16", "compiled", "eager"):
+    for arm in ARMS:
         if measured := found.get(f"moe {arm}"):
             out |= {f"{arm}_queries_per_s": measured["queries_per_s"], f"{arm}_latency_ms": measured["latency_ms"]}
     if "fp8_latency_ms" in out and "bf16_latency_ms" in out:
         out["fp8_over_bf16_engine"] = out["bf16_latency_ms"] / out["fp8_latency_ms"]
+    if "fp8_latency_ms" in out and "torchao_latency_ms" in out:
+        out["fp8_over_torchao"] = out["torchao_latency_ms"] / out["fp8_latency_ms"]
     if "fp8_latency_ms" in out and "compiled_latency_ms" in out:
         out["fp8_over_compiled_bf16"] = out["compiled_latency_ms"] / out["fp8_latency_ms"]
         out["latency_cut_over_compiled_bf16"] = 1.0 - out["fp8_latency_ms"] / out["compiled_latency_ms"]
+    for name in ("8b", "1b"):
+        if share := peak_share(found, name):
+            out[f"fp8_peak_share_{name}"] = share
     return out
 
 
-def main() -> None:
+def peak_share(found: dict[str, dict[str, float]], name: str) -> float | None:
+    """Useful operations of a workload's whole FP8 decode a second, over the best dense FP8 product of the same run.
+
+    The operations are those of `model.counting.decode_flops`. None unless both were measured.
+    """
+    measured = found.get(f"{name} fp8", {})
+    peak = max(
+        (rate for title in ("ceilings", "kernels") for rate in dense_rates(found.get(title, {}), "fp8")), default=0.0
+    )
+    if "tflop" not in measured or not peak:
+        return None
+    return measured["tflop"] / (measured["latency_ms"] * 1e-3) / peak
+
+
+def dense_rates(kernels: dict[str, float], name: str) -> list[float]:
+    """TFLOP/s of the dense products among `decode_kernels.py`'s figures, which are microseconds by name."""
+    rates = []
+    for title, spent_us in kernels.items():
+        if sizes := re.fullmatch(rf"{name} linear (\d+)x(\d+)x(\d+)", title):
+            rates.append(2 * math.prod(map(int, sizes.groups())) / spent_us / 1e6)
+    return rates
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the mixture of experts only, fewer rounds")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", action="store_true", help="also list the longest kernels of each arm")
     parser.add_argument("--sweep", action="store_true", help="also time other tilings of the kernels")
     parser.add_argument("--only", nargs="+", choices=["tests", "kernels", *WORKLOADS], help="these sections")
-    args = parser.parse_args()
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="these arms")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     sections = args.only or (["kernels", "moe"] if args.quick else ["kernels", *WORKLOADS])
     began = time.perf_counter()
     about = hardware()
@@ -114,7 +158,7 @@ def main() -> None:
         if found_now:
             found[title] = found_now
             shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in found_now.items()}
-            print(shown if title != "kernels" else "", flush=True)
+            print(shown if title not in {"kernels", "ceilings"} else "", flush=True)
         else:
             failures[title] = text[-2000:]
         keep()
@@ -123,14 +167,18 @@ def main() -> None:
         for name, (preset, batch) in WORKLOADS.items():
             if name not in sections:
                 continue
-            for arm in ARMS if name == "moe" else ARMS[:3]:
+            for arm in args.arms:
+                if arm == "eager" and name != "moe":
+                    continue
                 arguments = ["tests/bench/decode_arms.py", "--arm", arm, "--preset", preset, "--batch", str(batch)]
                 arguments += ["--rounds", "10" if args.quick else "30", "--beams", beams]
                 section(f"{name} {arm}", arguments + (["--profile"] if args.profile else []), LIMIT_S[arm])
+    if {"1b", "8b"} & set(sections) and "kernels" not in sections:
+        section("ceilings", ["tests/bench/decode_kernels.py", "--only", "ceilings"], LIMIT_S["ceilings"])
     if "tests" in sections:
-        options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "--import-mode=importlib"]
+        pytest_options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "--import-mode=importlib"]
         files = ["tests/model/test_engine_gpu.py", "tests/quant/test_kernels_gpu.py"]
-        section("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *files], LIMIT_S["tests"])
+        section("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *pytest_options, *files], LIMIT_S["tests"])
     if "kernels" in sections:
         sweep = ["--sweep"] if args.sweep else []
         section("kernels", ["tests/bench/decode_kernels.py", *sweep], LIMIT_S["kernels"])

@@ -9,6 +9,7 @@ seed, so every arm answers the same questions. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -18,15 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from decode_plain import captured, compiled, decode
+from decode_torchao import with_torchao
 from torch import Tensor
 
 from model.config import PRESETS
+from model.counting import decode_flops
 from model.engine.arithmetic import SixteenBit
 from model.engine.decode import Decoder
 from model.engine.weights import DecoderWeights, random_weights
 from quant.kernels.eight_bit import EightBit
 
-ARMS = ("compiled", "eager", "bf16", "fp8")
+ARMS = ("compiled", "torchao", "eager", "bf16", "fp8")
 Run = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -45,6 +48,8 @@ def arm_of(name: str, weights: DecoderWeights, key: Tensor, width: int) -> Run:
     """A call that decodes the whole batch once."""
     if name == "compiled":
         return compiled(weights, key, width)
+    if name == "torchao":
+        return compiled(with_torchao(weights), key, width)
     if name == "eager":
         return lambda: decode(weights, key, width)
     decoder = Decoder(weights, SixteenBit() if name == "bf16" else EightBit())  # type: ignore[arg-type]
@@ -112,8 +117,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--beams", type=Path)
     args = parser.parse_args()
+    if args.arm == "torchao" and importlib.util.find_spec("torchao") is None:
+        raise SystemExit("torchao is not installed: this arm is left out")
     began = time.perf_counter()
-    with torch.inference_mode():
+    # torchao's tensors count their versions, which tensors of the inference mode do not have
+    with torch.no_grad() if args.arm == "torchao" else torch.inference_mode():
         weights, key = contexts(args.preset, args.batch, args.context)
         run = arm_of(args.arm, weights, key, args.width)
         ready_s = time.perf_counter() - began
@@ -127,6 +135,7 @@ def main() -> None:
             "fastest_ms": times[0],
             "slowest_ms": times[-1],
             "queries_per_s": args.batch / statistics.median(times) * 1e3,
+            "tflop": decode_flops(PRESETS[args.preset], args.batch, args.width, args.context) / 1e12,
             "ready_s": ready_s,
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
             "best_score": float(scores[:, 0].mean()),

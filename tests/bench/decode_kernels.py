@@ -44,7 +44,8 @@ def ceilings() -> Iterator[Case]:
     source = randn(1 << 30)
     target = torch.empty_like(source)
     yield "copy", 4 * source.numel() / 1e9, "GB", lambda: target.copy_(source)
-    for rows, wide, out in ((8192, 8192, 8192), (14336, 1408, 4224), (14336, 1408, 1408), (57344, 1408, 2816)):
+    large = ((8192, 8192, 8192), (16384, 8192, 8192), (8192, 8192, 16384))
+    for rows, wide, out in (*large, (14336, 1408, 4224), (14336, 1408, 1408), (57344, 1408, 2816)):
         x, w = randn(rows, wide), randn(out, wide, std=wide**-0.5)
         work = 2 * rows * wide * out / 1e12
         yield f"bf16 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x=x, w=w: torch.nn.functional.linear(x, w)

@@ -1,11 +1,13 @@
 """HR@10 and NDCG@10 on MovieLens-100K: OneRec-V2 beside what it has to beat, over several seeds.
 
     python tests/bench/ranking.py [--seeds 1 2 3 4 5] [--recommenders NAME ...] [--quick] [--fresh] [--out FILE.json]
+        [--merge FILE.json ...]
 
 Leave-one-out over the whole catalogue: each of the 943 users' last film is the test, the one before it the validation,
 all films not met before are candidates, for every recommender alike. Settings were chosen on the validation items. A
 run that FILE holds already, made with the same settings, is not made again, so that an interrupted benchmark goes on
-where it stopped. Writes FILE and a Markdown table beside it; the last line is one JSON object of flat numbers.
+where it stopped; --merge adds the runs of other FILEs, made elsewhere or at the same time. Each run keeps where it was
+made. Writes FILE and a Markdown table beside it; the last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
@@ -46,20 +48,23 @@ Report = Callable[[float, str], None]
 
 ONEREC: dict[str, tuple[str, TrainOptions]] = {
     "OneRec-V2 `tiny`": ("tiny", TrainOptions()),
-    "OneRec-V2 `small`": ("small", TrainOptions(epochs=8, learning_rate=2e-3)),
+    "OneRec-V2 `small`": ("small", TrainOptions(epochs=10, history_dropout=0.2, shuffle_instants=True)),
 }
 """Name -> preset and how it is trained."""
 LINEAR: dict[str, Callable[[Split], Ranker]] = {"popularity": popularity, "item-kNN": item_knn, "EASE": ease}
 """Without randomness: one run stands for every seed."""
 SASREC = {"SASRec, softmax": SASRecOptions(), "SASRec, binary": SASRecOptions(loss="bce", dropout=0.2)}
 REFERENCE = "SASRec, softmax"
+OPTIONAL = "SASRec, binary"
+"""Made only when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One trained recommender: places holds, user by user, the rank of the test item as a digit, or a dash.
 
-    train_s: seconds of computing, which others on the same machine do not lengthen much.
+    train_s: seconds of computing, which others on the same machine do not lengthen much. origin: hardware, versions,
+    commit and command that made it.
     """
 
     recommender: str
@@ -68,6 +73,7 @@ class Run:
     places: str
     validation_places: str
     train_s: float
+    origin: str = ""
 
     def gains(self) -> npt.NDArray[np.float64]:
         """[users, 2]: hit and discounted gain of each user."""
@@ -114,13 +120,14 @@ def build(name: str, split: Split, seed: int, quick: bool, report: Report) -> Ra
     return ranker_of(recommender, BEAM_WIDTH)
 
 
-def measure(name: str, split: Split, seed: int, quick: bool, report: Report) -> Run:
+def measure(name: str, split: Split, seed: int, quick: bool, report: Report, origin: str = "") -> Run:
     """Train and evaluate once."""
     began = time.process_time()
     ranker = build(name, split, seed, quick, report)
     train_s = time.process_time() - began
     found = [places(ranker, split, validation=validation) for validation in (False, True)]
-    return Run(name, seed, json.dumps(settings_of(name, quick), sort_keys=True), found[0], found[1], round(train_s, 1))
+    kept = json.dumps(settings_of(name, quick), sort_keys=True)
+    return Run(name, seed, kept, found[0], found[1], round(train_s, 1), origin)
 
 
 def difference(runs: list[Run], reference: list[Run]) -> tuple[float, float] | None:
@@ -172,11 +179,42 @@ def stored(path: Path | None) -> list[Run]:
     """The runs of an earlier, perhaps interrupted, benchmark."""
     if path is None or not path.is_file():
         return []
-    return [Run(**raw) for raw in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return with_origin([Run(**raw) for raw in content["runs"]], content)
+
+
+def merged(runs: list[Run], names: list[str]) -> list[Run]:
+    """In the order of `names`, one run of each seed, the last; none with other settings than its recommender's last."""
+    settings = {run.recommender: run.settings for run in runs}
+    last = {(run.recommender, run.seed): run for run in runs if run.settings == settings[run.recommender]}
+    return sorted(last.values(), key=lambda run: ([*names, run.recommender].index(run.recommender), run.seed))
+
+
+def origin_of(setting: dict[str, str]) -> str:
+    """Where a run was made, as one line."""
+    return f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`"
+
+
+def with_origin(runs: list[Run], setting: dict[str, str]) -> list[Run]:
+    """Runs of a file that names one origin for all of them."""
+    return [run if run.origin else replace(run, origin=origin_of(setting)) for run in runs]
+
+
+def origins(runs: list[Run]) -> list[str]:
+    """One line of Markdown per origin, with what was made there."""
+    made: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        made.setdefault(run.origin, {}).setdefault(run.recommender, []).append(str(run.seed))
+    lines = []
+    for origin, groups in made.items():
+        which = ", ".join(f"{name} ({', '.join(seeds)})" for name, seeds in groups.items())
+        lines.append(f"- {which}: {origin}.")
+    return lines
 
 
 def write(path: Path, setting: dict[str, str], runs: list[Run]) -> None:
     """The JSON and, beside it, the Markdown table."""
+    runs = with_origin(runs, setting)
     lines, numbers = summary(runs)
     content = setting | {"numbers": numbers, "runs": [asdict(run) for run in runs]}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -188,7 +226,9 @@ def write(path: Path, setting: dict[str, str], runs: list[Run]) -> None:
         "",
         *lines,
         "",
-        f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`.",
+        "Made by (seeds):",
+        "",
+        *origins(runs),
     ]
     path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -198,12 +238,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*LINEAR, *SASREC, *ONEREC]
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--recommenders", nargs="+", default=names, choices=names, metavar="NAME")
+    usual = [name for name in names if name != OPTIONAL]
+    parser.add_argument("--recommenders", nargs="+", default=usual, choices=names, metavar="NAME")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="train nothing, add the runs of these")
     parser.add_argument("--quick", action="store_true", help="one or two epochs: checks that it runs, nothing else")
     parser.add_argument("--fresh", action="store_true", help="make every run again")
     parser.add_argument("--data", type=Path, default=ROOT / ".crossfade" / "data", help="where the data is kept")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/bench/results/ranking.json")
     options = parser.parse_args()
+    if options.merge:
+        runs = merged([*stored(options.out), *(run for path in options.merge for run in stored(path))], names)
+        write(options.out, this_setting(), runs)
+        print(json.dumps(summary(runs)[1]))
+        return
     torch.set_num_threads(1)
     console = Console(stderr=True)
     split = leave_one_out(load_movielens(fetch_movielens(options.data, console.print)))
@@ -227,11 +274,9 @@ def main() -> None:
                     progress.update(task, completed=share, shown=shown)
                     progress.update(every, completed=done + share)
 
-                run = measure(name, split, seed, options.quick, report)
+                run = measure(name, split, seed, options.quick, report, origin_of(setting))
                 progress.update(task, completed=1.0)
-                runs = [old for old in runs if (old.recommender, old.seed) != (name, seed)] + [run]
-                runs = [old for old in runs if old.recommender != name or old.settings == run.settings]
-                runs.sort(key=lambda run: ([*names, run.recommender].index(run.recommender), run.seed))
+                runs = merged([*runs, run], names)
                 if not options.quick:
                     write(options.out, setting, runs)
             progress.update(every, completed=done + 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).resolve().parents[2] / "README.md"
-_BLOCK = re.compile(r"(<!-- table (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table (?P<name>[a-z0-9_-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def decode(sections: dict[str, Any]) -> str:
         "eager": "PyTorch eager, BF16",
         "compiled": "PyTorch `torch.compile` + CUDA graphs, BF16",
         "bf16": "this engine, BF16",
+        "torchao": "PyTorch `torch.compile` + CUDA graphs + torchao, FP8 without the routed experts",
         "fp8": "this engine, FP8",
     }
     workloads = {
@@ -66,8 +67,43 @@ def report(numbers: dict[str, float]) -> str:
     )
 
 
+def serving(name: str) -> str:
+    """Both arms behind the service on one GPU, or the command that would tell."""
+    if not (RESULTS / f"{name}.json").is_file():
+        return f"Not measured yet: `python tests/bench/gpu_serving.py --out tests/bench/results/{name}.json`\n"
+    kept = load(name)
+    found, plan = kept["numbers"], kept["plan"]
+    arms = ("bf16", "fp8")
+
+    def row(label: str, key: str, shown: str) -> list[str]:
+        values = [found.get(key.format(arm)) for arm in arms]
+        return [label, *("–" if value is None else shown.format(value) for value in values)]
+
+    rows = [
+        row("the most, alone, answers/s", "{}_queries_per_s", "{:.0f}"),
+        row("cost of 1,000 answers, US dollars", "{}_cost_per_1000", "{:.5f}"),
+    ]
+    for label, prefix in (("alone", "{}"), ("both in the experiment", "{}_split")):
+        rate = next((found[f"{prefix.format(arm)}_rate_per_s"] for arm in arms if f"{arm}_rate_per_s" in found), None)
+        if rate is not None:
+            rows += [row(f"{quantile}, {label}, at {rate:.0f}/s, ms", f"{prefix}_{quantile}_ms", "{:.0f}")
+                     for quantile in ("p50", "p95", "p99")]  # fmt: skip
+    rows += [
+        row("errors", "{}_error_share", "{:.2%}"),
+        row("answered by the other arm", "{}_fallback_share", "{:.2%}"),
+    ]
+    about = (
+        f"{plan['preset']} with random weights, {plan['context']:,} items of history, beam {plan['beam']}, "
+        f"{plan['items']:,} items; {found.get('gpu', 'no GPU')} at {found['price_per_gpu_hour']:.2f} "
+        f"US dollars an hour; "
+        f"the gate's verdict: {found.get('verdict', 'none')} ([result](tests/bench/results/{name}.json))."
+    )
+    return f"{about}\n\n{table(['', 'BF16', 'FP8'], rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+    "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
     "report": lambda: report(load("report")["numbers"]),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from model.data import IntArray, Row, from_rows
 from model.evaluate import evaluate
 from model.split import Split, leave_one_out
-from tests.bench.ranking import RANKS, REFERENCE, Run, difference, places, stored, summary, write
+from tests.bench.ranking import RANKS, REFERENCE, Run, difference, merged, origins, places, stored, summary, write
 
 
 def _split() -> Split:
@@ -63,7 +63,28 @@ def test_runs_written_are_the_runs_read_again(tmp_path: Path) -> None:
     path, runs = tmp_path / "ranking.json", [_run(REFERENCE, 1, "0-9"), replace(_run("new", 2, "-1-"), train_s=2.5)]
     setting = {"hardware": "h", "versions": "v", "commit": "c", "command": "python x"}
     write(path, setting, runs)
-    assert stored(path) == runs
+    assert stored(path) == [replace(run, origin="h; v; commit c; `python x`") for run in runs]
+    write(path, setting | {"commit": "d"}, stored(path))
+    assert {run.origin for run in stored(path)} == {"h; v; commit c; `python x`"}, "runs keep where they were made"
     assert stored(tmp_path / "absent.json") == []
     assert json.loads(path.read_text())["numbers"]["new_hr10"] == pytest.approx(1 / 3, abs=1e-5)
     assert "| new | 0.3333 |" in path.with_suffix(".md").read_text()
+
+
+def test_merged_keeps_the_last_run_of_a_seed_and_only_the_last_settings() -> None:
+    old, new = _run("a", 1, "0-"), replace(_run("a", 2, "-0"), settings="{1}")
+    again = replace(new, places="00")
+    found = merged([_run("b", 5, "--"), _run("b", 3, "--"), old, new, again], ["a", "b"])
+    assert [(run.recommender, run.seed, run.places) for run in found] == [
+        ("a", 2, "00"),
+        ("b", 3, "--"),
+        ("b", 5, "--"),
+    ]
+
+
+def test_origins_name_the_seeds_that_were_made_in_one_place() -> None:
+    runs = [replace(_run("a", seed, "0"), origin="here" if seed < 3 else "there") for seed in (1, 2, 3)]
+    assert origins([*runs, replace(_run("b", 1, "0"), origin="here")]) == [
+        "- a (1, 2), b (1): here.",
+        "- a (3): there.",
+    ]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.airgap.bundle import BundleError, main, pack, pinned_version, platform_tags, split, stand_in
+from deploy.airgap.bundle import BundleError, main, pack, pinned_version, platform_tags, split, stand_in, target_of
 from deploy.airgap.install import DamagedBundleError, read_manifest, rejoin
 from deploy.airgap.install import main as install
 
+ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "requirement": "nothing"}
 CONTENT = {"one.whl": bytes(range(256)) * 4, "two.whl": b"small", "empty.whl": b""}
 
@@ -146,6 +148,35 @@ def test_the_installer_installs_without_an_index(tmp_path: Path) -> None:
     subprocess.run(command, check=True, cwd=tmp_path)
     assert len(list((tmp_path / "bundle" / "parts").iterdir())) > 1
     assert (target / "crossfade_airgap_test-1.5+none.dist-info" / "METADATA").is_file()
+
+
+def test_an_incomplete_bundle_asks_no_resolver(tmp_path: Path) -> None:
+    """What it needs is on the host, at versions that the bundle does not know."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    made = [stand_in(wheels, name, "1.5") for name in ("crossfade_airgap_one", "crossfade_airgap_two")]
+    pack(made, tmp_path / "bundle", 10_000, ABOUT | {"requirement": "no-such-package==9", "complete": False})
+    target = tmp_path / "site"
+    assert install(["--bundle", str(tmp_path / "bundle"), "--target", str(target), "--pip=--quiet"]) == 0
+    assert len(list(target.glob("crossfade_airgap_*.dist-info"))) == 2
+
+
+def test_the_profile_of_a_gpu_host_names_packages_that_are_pinned() -> None:
+    path = ROOT / "deploy" / "airgap" / "gpu-host.toml"
+    target = target_of(path)
+    assert not target.complete
+    for name in target.without:
+        assert pinned_version(ROOT / "constraints.txt", name)
+    found = tomllib.loads(path.read_text())
+    assert not set(found["has"]) & set(found["spare"])
+    assert all("==" in one for one in target.also)
+
+
+@pytest.mark.parametrize("text", ["python = 3.12", 'python = "3.12"', "]", 'has = "torch"'])
+def test_a_profile_that_lacks_something_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host.toml").write_text(text)
+    with pytest.raises(BundleError, match=r"host\.toml: cannot be used"):
+        target_of(tmp_path / "host.toml")
 
 
 def test_a_bad_platform_ends_before_pip_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

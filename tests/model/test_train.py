@@ -12,7 +12,7 @@ from model.errors import ModelError
 from model.evaluate import evaluate, ranker_of
 from model.recommender import Recommender
 from model.split import Split, leave_one_out
-from model.train import Progress, Samples, TrainOptions, train
+from model.train import Progress, TrainOptions, train
 
 QUICK = TrainOptions(epochs=12, batch_size=32, learning_rate=1e-2)
 
@@ -20,19 +20,6 @@ QUICK = TrainOptions(epochs=12, batch_size=32, learning_rate=1e-2)
 @pytest.fixture
 def small(toy_config: OneRecConfig) -> OneRecConfig:
     return dataclasses.replace(toy_config, n_layers=1, kv_sets=1, kv_split=1, kv_groups=4)
-
-
-def test_samples_are_every_position_with_its_history_newest_first(toy_split: Split) -> None:
-    samples = Samples.of(toy_split)
-    assert len(samples) == sum(len(history) for history in toy_split.train)
-    items, valid = samples.windows(torch.arange(len(samples)), 3)
-    position = 0
-    for history in toy_split.train:
-        for place, target in enumerate(history.tolist()):
-            expected = history[max(0, place - 3) : place][::-1].tolist()
-            assert items[position][valid[position]].tolist() == expected
-            assert int(samples.items[position]) == target
-            position += 1
 
 
 def test_training_learns_the_planted_next_item(toy_split: Split, small: OneRecConfig) -> None:

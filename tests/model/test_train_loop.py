@@ -14,6 +14,7 @@ from model.experts import MixtureOfExperts
 from model.onerec import OneRecV2
 from model.split import Split
 from model.train import Samples, TrainOptions, TrainResult, train
+from model.train_loop import NextItemLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +95,25 @@ def _validation_loss(result: TrainResult, split: Split) -> float:
     return total / len(users)
 
 
+def test_history_dropout_hides_its_share_of_items_in_training_only(toy_split: Split, toy_config: OneRecConfig) -> None:
+    torch.manual_seed(0)
+    model, samples = OneRecV2(toy_config), Samples.of(toy_split)
+    codes = torch.stack([torch.arange(20) // 5, torch.arange(20) % 5, torch.zeros(20, dtype=torch.int64)], dim=1)
+    objective, masks = NextItemLoss(model, codes, history_dropout=0.25), []
+    hook = model.decoder.register_forward_pre_hook(lambda _, args: masks.append(args[1].mask[:, 0, 0]))
+    items, valid = samples.windows(torch.arange(len(samples)), 6)
+    for training in (True, True, False):
+        model.train(training)
+        objective(items, valid, samples.items)
+    hook.remove()
+    assert all(bool(mask[:, 0].all()) for mask in masks), "the profile token is always read"
+    assert not any(bool((mask[:, 1:] & ~valid).any()) for mask in masks)
+    kept = [float(mask[:, 1:].sum() / valid.sum()) for mask in masks]
+    assert kept[:2] == pytest.approx([0.75, 0.75], abs=0.05)
+    assert kept[2] == 1.0
+    assert not torch.equal(masks[0], masks[1])
+
+
 def test_no_early_stop_without_patience(toy_split: Split, toy_config: OneRecConfig) -> None:
     result = train(toy_split, toy_config, seed=0, options=QUICK)
     assert result.validation_losses == ()
@@ -166,6 +186,8 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
         {"clip_norm": 0.0},
         {"weight_decay": -1.0},
         {"precision": "float8"},
+        {"history_dropout": 1.0},
+        {"history_dropout": -0.1},
     ],
 )
 def test_train_options_of_the_loop_impossible_values_are_refused(change: dict[str, float]) -> None:

@@ -10,18 +10,35 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model.config import OneRecConfig
+from model.data import Interactions
 from model.errors import CheckpointError
-from model.split import Split
+from model.split import Split, leave_one_out
 from model.train import Progress, TrainOptions, TrainResult, train
 from model.training_state import TrainingState, load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-2, accumulate=2, patience=3, save_every=2)
+OPTIONS = TrainOptions(
+    epochs=3,
+    batch_size=32,
+    learning_rate=1e-2,
+    accumulate=2,
+    patience=3,
+    save_every=2,
+    history_dropout=0.1,
+    shuffle_instants=True,
+)
 
 
 class KilledError(Exception):
     """Stands for a killed process."""
+
+
+@pytest.fixture
+def toy_split(toy_interactions: Interactions) -> Split:
+    """Items come in pairs of one time, so that their order is drawn in each epoch."""
+    paged = toy_interactions.timestamp // 200.0
+    return leave_one_out(dataclasses.replace(toy_interactions, timestamp=paged))
 
 
 @pytest.fixture

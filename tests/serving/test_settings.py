@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from model.recommender import DEFAULT_BEAM_WIDTH
 from serving.settings import Settings
 
 
@@ -70,6 +71,9 @@ def test_the_address_follows_from_host_and_port() -> None:
         ("gateway_replicas", 0),
         ("variant_gpus", -1),
         ("batch_size", 0),
+        ("beam_width", 0),
+        ("history_max", -1),
+        ("history_max", 8193),
         ("batch_wait_s", -0.1),
         ("variant_timeout_s", 0),
         ("answer_timeout_s", 0),
@@ -86,6 +90,11 @@ def test_an_impossible_setting_is_refused_by_its_name(field: str, value: Any) ->
     with pytest.raises(ValidationError) as caught:
         Settings(**{field: value})
     assert [error["loc"] for error in caught.value.errors()] == [(field,)]
+
+
+def test_the_usual_beam_is_the_models_own() -> None:
+    """Written down twice, since settings import no model."""
+    assert Settings().beam_width == DEFAULT_BEAM_WIDTH
 
 
 def test_nothing_is_changed_afterwards() -> None:

@@ -148,8 +148,18 @@ def test_the_engine_can_be_left_out(monkeypatch: pytest.MonkeyPatch, engine: boo
     serve = SimpleNamespace(deployment=lambda **_: lambda _class: deployment)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
     monkeypatch.setattr("quant.load.load_recommender", lambda *args, **kwargs: (args, kwargs))
-    variant_app("fp8", Path("/models/fp8"), KEY, Settings(variant_engine=engine))
-    assert made["load"]("/models/fp8", "cuda") == (("/models/fp8", "cuda"), {"engine": engine})
+    variant_app("fp8", Path("/models/fp8"), KEY, Settings(variant_engine=engine, beam_width=512))
+    expected = {"beam_width": 512, "engine": engine}
+    assert made["load"]("/models/fp8", "cuda") == (("/models/fp8", "cuda"), expected)
+
+
+def test_a_checkpoint_is_searched_with_the_beam_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "quant.load.load_recommender", lambda folder, device, **more: asked.update(more, folder=folder, device=device)
+    )
+    variants.load_checkpoint("/models/fp8", "cpu", beam_width=512)
+    assert asked == {"folder": "/models/fp8", "device": "cpu", "beam_width": 512, "engine": True}
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda")])

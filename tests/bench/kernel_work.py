@@ -1,0 +1,166 @@
+"""What each call of the engine's functions has to do, from its arguments' shapes: operations, and bytes that must move.
+
+Bytes are a lower bound: every tensor that a call is given or gives back is moved once, except where a call is known to
+read or write only a part of it. `CALLS` says which functions of `model.engine.decode` are known; a name that the
+engine no longer has is listed by `missing`, and what it did instead shows up as "other" in the roofline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from model.config import OneRecConfig
+
+GROUPED_ROWS = 128
+"""Rows of a tile of the grouped product; buffers are padded to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One call: its row in the table, operations, bytes, and whether its products run in FP8."""
+
+    name: str
+    flop: float
+    byte: float
+    eight: bool
+
+
+Count = Callable[[OneRecConfig, Mapping[str, Any], Any], Work]
+"""(configuration, arguments by name, what was returned) -> work."""
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All tensors in tuples, lists and dataclasses, as often as they are met."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from tensors(one)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+def moved(*values: object) -> float:
+    """Bytes of the distinct tensors in `values`: views of one storage that start alike count once, the larger one."""
+    seen: dict[int, int] = {}
+    for tensor in tensors(values):
+        seen[tensor.data_ptr()] = max(seen.get(tensor.data_ptr(), 0), tensor.numel() * tensor.element_size())
+    return float(sum(seen.values()))
+
+
+def is_eight(value: object) -> bool:
+    """Whether there is an E4M3 tensor among these."""
+    return any(tensor.element_size() == 1 and tensor.is_floating_point() for tensor in tensors(value))
+
+
+def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """A dense product of rows [T, K] with a matrix of N rows."""
+    rows, matrix = given["rows"], given["matrix"]
+    values = rows if isinstance(rows, Tensor) else rows.values
+    tokens, wide = values.shape
+    width = out.shape[-1]
+    title = "head" if width == config.codebook_size else f"linear {wide}→{width}"
+    if width < 64:
+        title = "router"
+    read = moved(values, None if isinstance(rows, Tensor) else rows.scale, matrix, out)
+    return Work(title, 2.0 * tokens * wide * width, read, is_eight(matrix))
+
+
+def cross(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Scores and mixing over the context's keys, which a request's beams share."""
+    q, context = given["q"], given["self"]
+    length = context.key.shape[2]
+    flop = 4.0 * q.shape[0] * length * config.d_model
+    return Work("cross attention", flop, moved(q, context, out), is_eight(context))
+
+
+def own(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Over the tokens so far; of a past row of q, k and v the last two thirds are read, for every beam anew."""
+    qkv, past = given["qkv"], given["past"]
+    rows = qkv.shape[0]
+    flop = 4.0 * rows * (len(past) + 1) * config.d_model
+    earlier = sum(min(rows, one.shape[0]) * one.shape[1] * one.element_size() * 2 / 3 for one in past)
+    return Work("self attention", flop, moved(qkv, out) + earlier, False)
+
+
+def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads h and what is to be added, writes h and the normalised rows."""
+    h, add = given["h"], given["add"]
+    rows, d = h.shape
+    one = float(rows * d)
+    byte = one * h.element_size() * (1 if add is None else 2)
+    if isinstance(add, Tensor):
+        byte += moved(add)
+    elif add is not None:  # experts' outputs: each row of h gathers its own
+        byte += one * add.position.shape[1] * add.rows.element_size() + moved(add.position, add.share)
+    byte += one * out.values.element_size() + (0.0 if out.plain is None else one * out.plain.element_size())
+    return Work("add and norm" if add is None or isinstance(add, Tensor) else "mix experts and norm", 0.0, byte, False)
+
+
+def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Rows that are somebody's (not the padding) times their experts' matrices."""
+    matrix, rows = given["self"], given["real_rows"]
+    gated = getattr(matrix, "gated", False) or getattr(matrix, "gate_scale", None) is not None
+    wide, written = matrix.weight.shape[2], out.values.shape[1]
+    width = 2 * written if gated else written
+    row_bytes = wide * matrix.weight.element_size() + written * out.values.element_size()
+    title = f"experts {'up' if gated else 'down'}"
+    return Work(title, 2.0 * rows * wide * width, moved(matrix) + rows * row_bytes, is_eight(matrix))
+
+
+def routed(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads the router's logits, writes positions and shares."""
+    return Work("route", 0.0, moved(given["logits"], out.position, out.share), False)
+
+
+def scattered(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Each row is read once and written for each of its routed experts."""
+    rows, way = given["rows"], given["route"]
+    tokens, places = way.position.shape
+    row = rows.values.shape[1] * rows.values.element_size()
+    return Work("spread to experts", 0.0, float(tokens * row * (1 + places - given["shared"])), False)
+
+
+def selected(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads every logit once."""
+    return Work("select beams", 0.0, moved(given["logits"], given["scores"], out), False)
+
+
+def gate(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads both halves, writes their product."""
+    return Work("swiglu", 0.0, moved(next(iter(given.values())), out), False)
+
+
+CALLS: dict[str, Count] = {
+    "self_attention": own,
+    "add_norm": norm,
+    "route": routed,
+    "spread": scattered,
+    "select_beams": selected,
+    "swiglu": gate,
+}
+"""By their names in `model.engine.decode`; dense products are caught at the arithmetic and at `functional.linear`."""
+
+METHODS: dict[str, Count] = {"attend": cross, "product": grouped}
+"""Of the contexts and of the experts' matrices, which bring their kernels with them."""
+
+
+def methods() -> Iterator[tuple[type, str]]:
+    """Every class of the engine that has one of METHODS, with its name."""
+    from model.engine.cross_attention import ContextRows
+    from model.engine.grouped import ExpertMatrix
+    from quant.kernels.attention import PackedContext
+    from quant.kernels.experts import PackedExperts
+
+    yield from ((ContextRows, "attend"), (PackedContext, "attend"))
+    yield from ((ExpertMatrix, "product"), (PackedExperts, "product"))
+
+
+def missing(module: object) -> list[str]:
+    """Names of CALLS that the module does not have."""
+    return [name for name in CALLS if not hasattr(module, name)]

@@ -1,0 +1,89 @@
+"""Two checkpoints of one random model for a service: BF16, and the same weights in FP8 by quant's quantiser.
+
+    python tests/bench/random_checkpoints.py FOLDER [--preset moe-4b] [--items 100000] [--context 512] [--device cuda]
+
+Weights are drawn and quantised on the device, so that the four-billion preset takes seconds. Random weights cost the
+same time as trained ones; how good their slates are says nothing. Prints one JSON object: folders, seconds, device,
+versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.catalogue import Catalogue
+from model.checkpoint import save, write
+from model.config import PRESETS, OneRecConfig
+from model.onerec import OneRecV2
+from model.semantic_ids import Tokenizer
+from quant.convert import convert
+from quant.load import QUANT_METHOD
+from quant.recipes import DEFAULT_RECIPE, recipe_named
+
+
+def item_id(number: int) -> str:
+    """The id of a synthetic item."""
+    return f"i{number}"
+
+
+def semantic_ids(items: int, levels: int, codebook_size: int, seed: int) -> Tensor:
+    """[items, levels] distinct codes; the first level's clusters have sizes of a power law, as catalogues do."""
+    rng = np.random.default_rng(seed)
+    share = 1.0 / np.arange(1, codebook_size + 1) ** 0.7
+    found = np.empty((0, levels), dtype=np.int64)
+    while found.shape[0] < items:
+        first = rng.choice(codebook_size, size=(2 * items, 1), p=share / share.sum())
+        rest = rng.integers(0, codebook_size, size=(2 * items, levels - 1))
+        found = np.unique(np.concatenate([found, np.concatenate([first, rest], axis=1)]), axis=0)
+    return torch.from_numpy(rng.permutation(found)[:items].copy())
+
+
+def make_pair(folder: Path, config: OneRecConfig, items: int, device: torch.device, seed: int = 0) -> dict[str, Path]:
+    """Write folder/bf16 and folder/fp8; returns both by name."""
+    codes = semantic_ids(items, config.levels, config.codebook_size, seed)
+    ids = tuple(item_id(number) for number in range(items))
+    catalogue = Catalogue(ids, ids, ((),) * items)
+    tokenizer = Tokenizer(codes, torch.zeros(config.levels, config.codebook_size, 1))
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = OneRecV2(config).to(torch.bfloat16)
+    folders = {"bf16": folder / "bf16", "fp8": folder / "fp8"}
+    save(folders["bf16"], model, config, catalogue, tokenizer)
+    recipe = recipe_named(DEFAULT_RECIPE)
+    modules = convert(model, recipe)
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(modules)}
+    write(folders["fp8"], tensors, config, catalogue, tokenizer, quantization=quantization)
+    return folders
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="moe-4b")
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    device = torch.device(args.device)
+    config = replace(PRESETS[args.preset], context_len=args.context)
+    with torch.no_grad():
+        folders = make_pair(args.folder, config, args.items, device)
+    about = {name: str(path) for name, path in folders.items()}
+    about |= {"torch": torch.__version__, "cuda": torch.version.cuda or "", "python": platform.python_version()}
+    about["gpu"] = torch.cuda.get_device_name() if args.device == "cuda" else "none"
+    print(json.dumps(about | {"seconds": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Operations and bytes of a call follow from its shapes, as counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from kernel_work import cross, gate, grouped, is_eight, missing, moved, norm, own, product, routed, scattered, selected
+
+from model.config import OneRecConfig
+
+CONFIG = OneRecConfig(
+    d_model=256, n_layers=2, n_heads=4, kv_groups=4, context_len=10, ffn_dim=512, sid_embed_dim=16, codebook_size=1024
+)
+E4M3 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Rows:
+    values: torch.Tensor
+    scale: torch.Tensor | None = None
+    plain: torch.Tensor | None = None
+
+
+def half(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.bfloat16)
+
+
+def test_a_dense_product() -> None:
+    given = {"rows": Rows(half(20, 256)), "matrix": half(768, 256)}
+    work = product(CONFIG, given, half(20, 768))
+    assert (work.name, work.flop, work.eight) == ("linear 256→768", 2 * 20 * 256 * 768, False)
+    assert work.byte == 2 * (20 * 256 + 768 * 256 + 20 * 768)
+    eight = {"rows": Rows(half(20, 256).to(E4M3), torch.ones(20)), "matrix": half(768, 256).to(E4M3)}
+    work = product(CONFIG, eight, half(20, 768))
+    assert (work.eight, work.byte) == (True, 20 * 256 + 4 * 20 + 768 * 256 + 2 * 20 * 768)
+    assert product(CONFIG, {"rows": half(3, 256), "matrix": half(1024, 256)}, half(3, 1024)).name == "head"
+    assert product(CONFIG, {"rows": half(3, 256), "matrix": half(56, 256)}, half(3, 56)).name == "router"
+
+
+def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
+    key = half(2, 4, 100, 64)
+    context = SimpleNamespace(key=key)
+    work = cross(CONFIG, {"q": half(16, 256), "self": context}, half(16, 256))
+    assert work.flop == 4 * 16 * 100 * 256
+
+    @dataclass(frozen=True)
+    class Context:
+        key: torch.Tensor
+        value: torch.Tensor
+
+    work = cross(CONFIG, {"q": half(16, 256), "self": Context(key, key)}, half(16, 256))
+    assert work.byte == 2 * (16 * 256 + key.numel() + 16 * 256)
+
+
+def test_self_attention_reads_two_thirds_of_the_past() -> None:
+    past = (half(2, 768), half(16, 768))
+    work = own(CONFIG, {"qkv": half(16, 768), "past": past}, half(16, 256))
+    assert work.flop == 4 * 16 * 3 * 256
+    assert work.byte == 2 * (16 * 768 + 16 * 256) + 2 * 2 * 512 + 16 * 2 * 512
+
+
+def test_norm_reads_and_writes_the_residual() -> None:
+    h, one = half(10, 256), 10 * 256 * 2
+    assert norm(CONFIG, {"h": h, "add": None}, Rows(half(10, 256))).byte == 2 * one
+    assert norm(CONFIG, {"h": h, "add": half(10, 256)}, Rows(half(10, 256))).byte == 4 * one
+    mixed = SimpleNamespace(rows=half(99, 256), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
+    work = norm(CONFIG, {"h": h, "add": mixed}, Rows(half(10, 256), plain=half(10, 256)))
+    assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + 2 * one)
+
+
+def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
+    matrix = SimpleNamespace(weight=half(5, 512, 256), gated=True)
+    given = {"self": matrix, "real_rows": 40}
+    work = grouped(CONFIG, given, Rows(half(384, 256)))
+    assert (work.name, work.flop) == ("experts up", 2 * 40 * 256 * 512)
+    assert work.byte == 40 * (256 * 2 + 256 * 2)  # a namespace is no dataclass, so its matrices are not found
+    given["self"] = SimpleNamespace(weight=half(5, 512, 256), gated=False)
+    assert grouped(CONFIG, given, Rows(half(384, 512))).name == "experts down"
+
+
+def test_what_is_bound_by_memory() -> None:
+    way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), share=torch.zeros(10, 4))
+    assert routed(CONFIG, {"logits": half(10, 56)}, way).byte == 2 * 560 + 2 * 160
+    assert scattered(CONFIG, {"rows": Rows(half(10, 256)), "route": way, "shared": 1}, None).byte == 10 * 512 * 4
+    assert selected(CONFIG, {"logits": half(10, 1024), "scores": torch.zeros(2, 5)}, ()).byte == 2 * 10240 + 40
+    assert gate(CONFIG, {"x": half(10, 512), "eight": False}, Rows(half(10, 256))).byte == 2 * (5120 + 2560)
+
+
+def test_a_tensor_that_is_met_twice_is_moved_once() -> None:
+    one: Any = half(8, 8)
+    assert moved(one, [one, (one[:4],)]) == 128
+    assert is_eight([one]) is False
+    assert is_eight((one, one.to(E4M3)))
+
+
+def test_a_function_that_the_engine_lost_is_named() -> None:
+    assert "swiglu" in missing(SimpleNamespace(add_norm=1))
+    assert "add_norm" not in missing(SimpleNamespace(add_norm=1))
