@@ -57,7 +57,7 @@ class Ranker(Protocol):
 class WarmsUp(Protocol):
     """A ranker that gets ready for the sizes it will be asked for; `model.engine.recommender` has one."""
 
-    def warm_up(self, most: int, widths: Sequence[int]) -> None: ...
+    def warm_up(self, most: int, widths: Sequence[int], longest: int) -> None: ...
 
 
 Loader = Callable[[str, str], Ranker]
@@ -88,7 +88,8 @@ class Variant:
         )(self._answer_many)
         if isinstance(self._model, WarmsUp):
             items = len(self._model.catalogue)
-            self._model.warm_up(settings.batch_size, [min(USUAL_K, items), min(MAX_K, items)])
+            widths = [min(USUAL_K, items), min(MAX_K, items)]
+            self._model.warm_up(settings.batch_size, widths, settings.history_max)
         for size in {1, settings.batch_size}:
             self._rank([([], 1)] * size)
 

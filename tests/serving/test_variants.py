@@ -130,15 +130,15 @@ def test_a_replica_has_worked_before_it_is_asked(model: Model) -> None:
 class Engine(Model):
     """One that captures graphs beforehand."""
 
-    def warm_up(self, most: int, widths: Sequence[int]) -> None:
+    def warm_up(self, most: int, widths: Sequence[int], longest: int) -> None:
         assert self.calls == []
-        self.warmed = (most, list(widths))
+        self.warmed = (most, list(widths), longest)
 
 
 def test_an_engine_gets_ready_for_the_sizes_that_will_be_asked_for() -> None:
     engine = Engine(CATALOGUE[:40])
-    Variant("fp8", "", KEY, Settings(batch_size=8), lambda _folder, _device: engine)
-    assert engine.warmed == (8, [USUAL_K, 40])
+    Variant("fp8", "", KEY, Settings(batch_size=8, history_max=300), lambda _folder, _device: engine)
+    assert engine.warmed == (8, [USUAL_K, 40], 300)
 
 
 @pytest.mark.parametrize("engine", [True, False])
