@@ -4,7 +4,8 @@ Weights and activations in E4M3 with a scale per row
 (`Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`), then torch.compile and one CUDA graph as for the
 16-bit baseline. Quantised is what this project's FP8 quantises: the projections of both attentions, the dense
 feed-forward and the shared experts. torchao 0.17 has no grouped product for inference, so the routed experts stay in
-BF16 `torch._grouped_mm`, and so do context, heads and router.
+BF16 `torch._grouped_mm`, and so do context, heads and router. torchao's own settings of the compiler are left out: they
+search tilings by coordinate descent, which took longer than the four minutes that an arm has.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def eight_bit(weight: Tensor) -> Tensor:
 
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(nn.Sequential(linear), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    quantize_(nn.Sequential(linear), config)
     return linear.weight
 
 
