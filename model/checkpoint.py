@@ -42,7 +42,18 @@ from model.errors import CheckpointError
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
 
-__all__ = ["FILES", "SUMS", "Checkpoint", "CheckpointFiles", "build_model", "load", "read", "save", "write"]
+__all__ = [
+    "FILES",
+    "SUMS",
+    "Checkpoint",
+    "CheckpointFiles",
+    "build_model",
+    "load",
+    "read",
+    "require_shapes",
+    "save",
+    "write",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,13 +145,17 @@ def build_model(files: CheckpointFiles) -> OneRecV2:
         raise CheckpointError("a quantised checkpoint needs the loader of its quantiser, not the plain one")
     with torch.device("meta"):
         model = OneRecV2(files.config)
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    for name in sorted(expected.keys() ^ files.tensors.keys()):
-        word = "missing" if name in expected else "unknown"
-        raise CheckpointError(f"model.safetensors: {word} tensor {name!r}")
-    for name, shape in expected.items():
-        if files.tensors[name].shape != shape:
-            found = tuple(files.tensors[name].shape)
-            raise CheckpointError(f"model.safetensors: {name!r} has shape {found}, expected {tuple(shape)}")
+    require_shapes(model, {name: tuple(value.shape) for name, value in files.tensors.items()})
     model.load_state_dict(files.tensors, assign=True)
     return model.eval()
+
+
+def require_shapes(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError on a missing, unknown or ill-shaped tensor; the model may be on the meta device."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(expected.keys() ^ found.keys()):
+        word = "missing" if name in expected else "unknown"
+        raise CheckpointError(f"{WEIGHTS}: {word} tensor {name!r}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{WEIGHTS}: {name!r} has shape {found[name]}, expected {shape}")

@@ -77,7 +77,7 @@ class TensorFile:
         content = torch.empty(spec.nbytes, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._begins[name])
-            done, view = 0, memoryview(content.numpy())
+            done, view = 0, content.numpy().data
             while done < spec.nbytes:  # the system hands out 2 GiB at a time at most
                 count = file.readinto(view[done:])
                 if not count:
@@ -118,7 +118,7 @@ class TensorWriter:
             raise CheckpointError(f"{name!r}: not announced, or written already")
         if TensorSpec.of(tensor) != self._specs[name]:
             raise CheckpointError(f"{name!r}: is {TensorSpec.of(tensor)}, announced was {self._specs[name]}")
-        view = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        view = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(self._data + self._begins[name])
         done = 0
         while done < len(view):  # the system takes 2 GiB at a time at most
