@@ -44,8 +44,9 @@ def quantize_checkpoint(
 
     One decoder block is in memory at a time, so the checkpoint may be larger than memory. `histories` (item ids,
     oldest first) only serve the report: scales come from the weights alone. None: synthetic ones. `observe` is shown
-    each plain layer with the sample of its inputs and its report, before the layer goes. Raises CheckpointError for a damaged or already quantised source, RecipeError, NonFiniteError naming the
-    layer, QuantError when `dst` is `src` or when the histories hold no item.
+    each plain layer with the sample of its inputs and its report, before the layer goes. Raises CheckpointError for a
+    damaged or already quantised source, RecipeError, NonFiniteError naming the layer, QuantError when `dst` is `src` or
+    when the histories hold no item.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise QuantError(f"{dst}: the quantised checkpoint must not replace its source")

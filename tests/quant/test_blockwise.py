@@ -54,5 +54,5 @@ def test_tensors_that_do_not_fit_are_refused(dense_dir: Path, tmp_path: Path) ->
     files = read(dense_dir)
     del files.tensors["decoder.blocks.1.cross.wq.weight"]
     write(tmp_path / "x", files.tensors, files.config, files.catalogue, files.tokenizer)
-    with pytest.raises(CheckpointError, match="missing tensor 'decoder.blocks.1.cross.wq.weight'"):
+    with pytest.raises(CheckpointError, match=r"missing tensor 'decoder\.blocks\.1\.cross\.wq\.weight'"):
         Blockwise(open_checkpoint(tmp_path / "x"))

@@ -109,7 +109,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_memory_is_that_of_a_few_layers_however_many_there_are(dense_dir: Path, deep_dir: Path, tmp_path: Path) -> None:
-    """Of 24 blocks, 226 MB on disk, the peak is below that of 3 blocks in float32, 57 MB, above what a tiny model takes.
+    """Of 24 blocks, 226 MB on disk, the peak is below 3 blocks in float32, 57 MB, above what a tiny model takes.
 
     glibc keeps freed pieces below 32 MB for itself, which is more than a whole block here and less than any layer
     of a model that does not fit into memory: so it is told to give back those above 256 kB.
