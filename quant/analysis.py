@@ -131,8 +131,8 @@ RULE = (
     f"A layer is named when AbsMax is more than {OUTLIER_RATIO:.0f} times AbsP99, or when its output keeps less than",
     f"{LOW_DB:.0f} dB of signal over quantisation noise. Only the latter asks for 16 bits: E4M3 rounds by relative",
     "steps, from the scale's largest value down to 1/28,672 of it, so a lone large value costs its row nothing until",
-    "the others leave that span. Embeddings, norms, the router, the context's projections and the heads stay in 16 bits",
-    "by rule.",
+    "the others leave that span. Embeddings, norms, the router, the context's projections and the heads stay in 16",
+    "bits by rule.",
 )
 
 

@@ -5,8 +5,8 @@
 
 trained: OneRec-V2 `tiny` on MovieLens-100K, one model per seed, all 943 users; trained here unless DIR/tiny-SEED holds
 one already. random: presets with random weights and random histories, where nothing but the arithmetic speaks. scaling:
-one scale per row against one per 128 × 128 tile of the experts, on random weights and on a trained model with experts, when DIR/moe-0 holds one. Writes FILE and a Markdown report beside it; the last
-line is one JSON object of flat numbers.
+one scale per row against one per 128 × 128 tile of the experts, on random weights and on a trained model with experts
+when DIR/moe-0 holds one. Writes FILE and a Markdown report beside it; the last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def markdown(setting: Mapping[str, str], tables: list[Table]) -> str:
     lines = ["# FP8 beside BF16, and BF16 beside itself in other kernels", ""]
     lines += [
         "Agreement is with BF16 in the same program. The control computes BF16 once more by other, mathematically",
-        "equal kernels (`quant/control.py`). SQNR of a layer includes the errors of all layers before it; a logit error is",
-        "relative to the logits' standard deviation. Trained: mean ± standard deviation over the seeds.",
+        "equal kernels (`quant/control.py`). SQNR of a layer includes the errors of the layers before it; a logit error",
+        "is relative to the logits' standard deviation. Trained: mean ± standard deviation over the seeds.",
         "",
     ]
     for each in tables:
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["trained", "random", "scaling"], metavar="PART")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--presets", nargs="+", help="0.1B and moe-small unless given")
-    parser.add_argument("--requests", type=int, help="4 on a CPU, 64 on a GPU, unless given")
+    parser.add_argument("--requests", type=int, help="16 on a CPU, 64 on a GPU, unless given")
     parser.add_argument("--width", type=int, help="beams: 32 on a CPU, 512 on a GPU, unless given")
     parser.add_argument(
         "--checkpoints", type=Path, default=ROOT / ".crossfade" / "parity", help="where models are kept"
@@ -205,7 +205,7 @@ def main() -> None:
         tables, numbers = tables + shown, numbers | found
     if "random" in options.only:
         presets = options.presets or (["moe-small"] if options.quick else ["0.1B", "moe-small"])
-        requests = options.requests or (2 if options.quick else 64 if gpu else 4)
+        requests = options.requests or (2 if options.quick else 64 if gpu else 16)
         rows: list[list[str]] = []
         for preset in presets:
             more, found = random_parity(preset, device, requests, options.width or (512 if gpu else 32))
