@@ -32,7 +32,7 @@ def plot_magnitudes(path: Path, models: Mapping[str, tuple[Magnitudes, Magnitude
                 low, high = min(low, present[0]), max(high, present[-1] + 1)
             axes.stairs(share, borders, color=f"C{index}", fill=True, alpha=0.25)
             axes.stairs(share, borders, color=f"C{index}", label=name)
-        axes.set(xscale="log", yscale="log", ylabel="share of values", title=title)
+        axes.set(xscale="log", yscale="log" if low < high else "linear", ylabel="share of values", title=title)
         axes.grid(visible=True, alpha=0.3)
     if low < high:
         both[0].set_xlim(borders[max(0, low - 3)], borders[min(len(borders) - 1, high + 3)])

@@ -164,8 +164,8 @@ def markdown(setting: Mapping[str, str], tables: list[Table]) -> str:
     lines = ["# FP8 beside BF16, and BF16 beside itself in other kernels", ""]
     lines += [
         "Agreement is with BF16 in the same program. The control computes BF16 once more by other, mathematically",
-        "equal kernels (`quant/control.py`). SQNR of a layer includes the errors of the layers before it; a logit error",
-        "is relative to the logits' standard deviation. Trained: mean ± standard deviation over the seeds.",
+        "equal kernels (`quant/control.py`). SQNR of a layer includes the errors of those before it; a logit error is",
+        "relative to the logits' standard deviation. Trained: mean ± standard deviation over the seeds.",
         "",
     ]
     for each in tables:

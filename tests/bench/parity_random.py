@@ -58,7 +58,7 @@ def random_recommender(config: OneRecConfig, device: torch.device, dtype: torch.
         torch.set_default_dtype(torch.float32)
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(config.codebook_size, (N_ITEMS, config.levels), generator=generator)
-    codes[:, -1] = torch.arange(N_ITEMS) % config.codebook_size  # unique: two items of one last code differ before
+    codes[:, -1] = torch.arange(N_ITEMS) % config.codebook_size  # at most a few items share it: none share all
     ids = tuple(str(item) for item in range(N_ITEMS))
     centroids = torch.zeros(config.levels, config.codebook_size, 1)
     return Recommender(model, Catalogue(ids, ("",) * N_ITEMS, ((),) * N_ITEMS), Tokenizer(codes, centroids))
