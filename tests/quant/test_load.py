@@ -96,20 +96,27 @@ def test_written_layer_by_layer_the_bytes_are_those_of_converting_at_once(
 
 
 PEAK = """
-import resource, sys, torch
+import re, sys, torch
+from pathlib import Path
 from quant.load import quantize_checkpoint
 from quant.recipes import RECIPES
+
+def peak():  # not ru_maxrss, which a child inherits from its parent
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
 torch.set_num_threads(1)
 small, large, target = sys.argv[1:]
-quantize_checkpoint(small, target, RECIPES["e4m3"])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-quantize_checkpoint(large, target, RECIPES["e4m3"])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+histories = [["item-1", "item-2"]]
+quantize_checkpoint(small, target, RECIPES["e4m3"], histories=histories)
+peaks = [peak()]
+quantize_checkpoint(large, target, RECIPES["e4m3"], lambda *_: peaks.append(peak()), histories)
+print(*peaks)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_is_that_of_a_few_layers_however_many_there_are(dense_dir: Path, deep_dir: Path, tmp_path: Path) -> None:
-    """Of 24 blocks, 226 MB on disk, the peak is below 3 blocks in float32, 57 MB, above what a tiny model takes.
+    """24 blocks, 226 MB on disk: the first takes a few times its 19 MB in float32, all others together no more.
 
     glibc keeps freed pieces below 32 MB for itself, which is more than a whole block here and less than any layer
     of a model that does not fit into memory: so it is told to give back those above 256 kB.
@@ -123,9 +130,11 @@ def test_memory_is_that_of_a_few_layers_however_many_there_are(dense_dir: Path, 
         env=os.environ | {"PYTHONPATH": ".", "MALLOC_MMAP_THRESHOLD_": str(2**18)},
     )
     specs = open_checkpoint(deep_dir).tensors.specs.items()
-    bound = 3 * 4 * sum(math.prod(spec.shape) for name, spec in specs if name.startswith("decoder.blocks.0."))
-    assert sum(spec.nbytes for _, spec in specs) > 3.9 * bound
-    assert int(done.stdout) < bound
+    block = 4 * sum(math.prod(spec.shape) for name, spec in specs if name.startswith("decoder.blocks.0."))
+    size = sum(spec.nbytes for _, spec in specs)
+    peaks = [int(word) for word in done.stdout.split()]
+    assert peaks[-1] - peaks[0] < 5 * block < size / 2
+    assert peaks[-1] - peaks[6] < block < size / 10
 
 
 def test_layers_outside_the_blocks_can_be_quantised_too(dense_dir: Path, tmp_path: Path) -> None:
