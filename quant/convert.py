@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from model.decoder import CrossAttention
 from model.experts import MixtureOfExperts
+from quant.cross_attention import Fp8CrossAttention
 from quant.errors import RecipeError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
 from quant.primitives import (
+    E4M3,
     E4M3_MAX,
     block_scale,
     encode,
@@ -52,6 +55,7 @@ def convert(model: nn.Module, recipe: Fp8Recipe, progress: Progress | None = Non
         model.set_submodule(name, quantise_layer(name, module, recipe))
         if progress is not None:
             progress(done, len(layers), name)
+    narrow_context(model, recipe)
     return tuple(layers)
 
 
@@ -64,14 +68,10 @@ def quantise_layer(name: str, module: nn.Module, recipe: Fp8Recipe) -> Fp8Linear
         codes = _codes(weight / scale, recipe)
         return Fp8Linear(codes, scale, None if module.bias is None else module.bias.detach())
     if isinstance(module, MixtureOfExperts):
-        block = (recipe.expert_block, recipe.expert_block)
         stored: dict[str, Tensor] = {}
         for part, stack in (("gate_up", module.gate_up), ("down", module.down)):
-            weight = _wide(stack, f"{name}.{part}")
-            scale = block_scale(weight, block) * recipe.scale_multiplier
-            stored[f"{part}_codes"] = _codes(weight / spread_blocks(scale, block, weight.shape), recipe)
-            stored[f"{part}_scale"] = scale
-        return Fp8Experts(module, stored, recipe.expert_block)
+            stored[f"{part}_codes"], stored[f"{part}_scale"] = _expert_stack(stack, f"{name}.{part}", recipe)
+        return Fp8Experts(module, stored, recipe.tile)
     raise RecipeError(f"{name}: a {type(module).__name__} cannot be quantised")
 
 
@@ -88,9 +88,35 @@ def hollow(model: nn.Module, recipe: Fp8Recipe, names: Iterable[str]) -> None:
         if isinstance(module, nn.Linear):
             model.set_submodule(name, Fp8Linear.empty_like(module))
         elif isinstance(module, MixtureOfExperts) and not isinstance(module, Fp8Experts):
-            model.set_submodule(name, Fp8Experts.empty_like(module, recipe.expert_block))
+            model.set_submodule(name, Fp8Experts.empty_like(module, recipe.tile))
         else:
             raise RecipeError(f"modules: {name!r} is a {type(module).__name__} and cannot be quantised")
+    narrow_context(model, recipe)
+
+
+def narrow_context(model: nn.Module, recipe: Fp8Recipe) -> None:
+    """Let the cross attention compute in E4M3 where the recipe says so; nothing is stored for it."""
+    if recipe.context == "e4m3":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, CrossAttention) and not isinstance(module, Fp8CrossAttention):
+                model.set_submodule(name, Fp8CrossAttention(module))
+
+
+def _expert_stack(stack: Tensor, name: str, recipe: Fp8Recipe) -> tuple[Tensor, Tensor]:
+    """Codes and scales of stacked experts, one expert at a time to keep the float32 copies small."""
+    codes = torch.empty(stack.shape, dtype=E4M3, device=stack.device)
+    scales = []
+    for index in range(stack.shape[0]):
+        weight = _wide(stack[index], name)
+        if recipe.tile is None:
+            scale = spread = row_scale(weight) * recipe.scale_multiplier
+        else:
+            block = (recipe.tile, recipe.tile)
+            scale = block_scale(weight, block) * recipe.scale_multiplier
+            spread = spread_blocks(scale, block, weight.shape)
+        codes[index] = _codes(weight / spread, recipe)
+        scales.append(scale)
+    return codes, torch.stack(scales)
 
 
 def _wide(weight: Tensor, name: str) -> Tensor:

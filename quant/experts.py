@@ -1,4 +1,4 @@
-"""A mixture of experts whose weights are stored in E4M3 with one scale per block."""
+"""A mixture of experts whose weights are stored in E4M3 with one scale per block or per row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ STORED = ("gate_up_codes", "gate_up_scale", "down_codes", "down_scale")
 
 
 class Fp8Experts(MixtureOfExperts):
-    """The routed experts in block-scaled E4M3; router, selection bias and shared experts as they were.
+    """The routed experts in E4M3; router, selection bias and shared experts as they were.
 
     gate_up_codes [E, 2I, d] and down_codes [E, d, I] are E4M3, gate_up_scale and down_scale [E, ceil(rows/block),
-    ceil(columns/block)] float32. The paper scales weights in 128 × 128 tiles and activations in 1 × 128 runs. One
-    expert after the other, as in the plain module: the reference on every device.
+    ceil(columns/block)] float32; with block None they are [E, rows, 1], a scale per output channel, and activations
+    have one per token. The paper scales weights in 128 × 128 tiles and activations in 1 × 128 runs. One expert after
+    the other, as in the plain module: the reference on every device.
     """
 
     gate_up_codes: Tensor
@@ -30,7 +31,7 @@ class Fp8Experts(MixtureOfExperts):
     down_codes: Tensor
     down_scale: Tensor
 
-    def __init__(self, plain: MixtureOfExperts, stored: Mapping[str, Tensor], block: int) -> None:
+    def __init__(self, plain: MixtureOfExperts, stored: Mapping[str, Tensor], block: int | None) -> None:
         """`stored` holds the tensors named in STORED; everything else is taken over from `plain`."""
         nn.Module.__init__(self)  # the plain module's own would allocate its weights
         self.top_k = plain.top_k
@@ -43,13 +44,14 @@ class Fp8Experts(MixtureOfExperts):
         self._dequantised: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def empty_like(cls, plain: MixtureOfExperts, block: int) -> Self:
+    def empty_like(cls, plain: MixtureOfExperts, block: int | None) -> Self:
         """The same shapes without content, on the meta device: to be filled from a checkpoint."""
         stored: dict[str, Tensor] = {}
         for name, weight in (("gate_up", plain.gate_up), ("down", plain.down)):
             count, rows, columns = weight.shape
+            tiles = (rows, 1) if block is None else (-(-rows // block), -(-columns // block))
             stored[f"{name}_codes"] = torch.empty(weight.shape, dtype=E4M3, device="meta")
-            stored[f"{name}_scale"] = torch.empty(count, -(-rows // block), -(-columns // block), device="meta")
+            stored[f"{name}_scale"] = torch.empty(count, *tiles, device="meta")
         return cls(plain, stored, block)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,14 +76,21 @@ class Fp8Experts(MixtureOfExperts):
     def dequantised(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Both stacks times their scales, kept from the first use."""
         if self._dequantised is None or self._dequantised[0].dtype != dtype:
-            self._dequantised = (
-                self._unscaled(self.gate_up_codes, self.gate_up_scale, dtype),
-                self._unscaled(self.down_codes, self.down_scale, dtype),
-            )
+            self._dequantised = (self._stack("gate_up", dtype), self._stack("down", dtype))
         return self._dequantised
 
-    def _unscaled(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        return dequantise(codes, spread_blocks(scale, (self.block, self.block), codes.shape), dtype)
+    def expert(self, part: str, index: int, dtype: torch.dtype) -> Tensor:
+        """One expert's `gate_up` or `down` times its scales, made anew."""
+        codes, scale = getattr(self, f"{part}_codes")[index], getattr(self, f"{part}_scale")[index]
+        spread = scale if self.block is None else spread_blocks(scale, (self.block, self.block), codes.shape)
+        return dequantise(codes, spread, dtype)
+
+    def _stack(self, part: str, dtype: torch.dtype) -> Tensor:
+        codes: Tensor = getattr(self, f"{part}_codes")
+        out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        for index in range(codes.shape[0]):  # one at a time: no float32 copy of the whole stack beside it
+            out[index] = self.expert(part, index, dtype)
+        return out
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._dequantised = None

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import CheckpointFiles, build_model, read, write
+from model.checkpoint import CheckpointFiles, build_model
+from model.checkpoint_stream import CheckpointSource, new_checkpoint, open_checkpoint
 from model.errors import CheckpointError
 from model.onerec import OneRecV2
 from model.recommender import DEFAULT_BEAM_WIDTH, Recommender
+from model.tensor_file import TensorSpec
+from quant.blockwise import Blockwise
 from quant.convert import Progress, hollow, quantise_layer, selected
 from quant.engine import on_engine
 from quant.errors import DeviceError, QuantError, RecipeError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
+from quant.primitives import E4M3, require_finite
 from quant.recipes import Fp8Recipe
-from quant.report import QuantizationReport, layer_report, stored_bytes
-from quant.sampling import sample_inputs, synthetic_histories
+from quant.report import LayerReport, QuantizationReport, layer_report
+from quant.sampling import InputSample, Positions, synthetic_histories
 
 QUANT_METHOD = "crossfade-fp8"
 CALIBRATION_SEED = 0
+Observe = Callable[[nn.Module, Tensor | None, LayerReport], None]
+"""(plain layer, sampled inputs [rows, K], its report)."""
 
 
 def quantize_checkpoint(
@@ -32,40 +39,66 @@ def quantize_checkpoint(
     recipe: Fp8Recipe,
     progress: Progress | None = None,
     histories: Sequence[Sequence[str]] | None = None,
+    observe: Observe | None = None,
 ) -> QuantizationReport:
     """Write the quantised variant of the plain checkpoint `src` to `dst` and report on every layer.
 
-    `histories` (item ids, oldest first) only serve the report: scales come from the weights alone. None: synthetic
-    ones. Raises CheckpointError for a damaged or already quantised source, RecipeError, NonFiniteError naming the
-    layer, QuantError when `dst` is `src`.
+    One decoder block is in memory at a time, so the checkpoint may be larger than memory. `histories` (item ids,
+    oldest first) only serve the report: scales come from the weights alone. None: synthetic ones. `observe` is shown
+    each plain layer with the sample of its inputs and its report, before the layer goes. Raises CheckpointError for a
+    damaged or already quantised source, RecipeError, NonFiniteError naming the layer, QuantError when `dst` is `src` or
+    when the histories hold no item.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise QuantError(f"{dst}: the quantised checkpoint must not replace its source")
-    files = read(src)
-    if files.quantization is not None:
+    source = open_checkpoint(src)
+    if source.about.quantization is not None:
         raise CheckpointError(f"{src}: is quantised already; quantise the plain checkpoint that it came from")
-    recommender = Recommender(build_model(files).float(), files.catalogue, files.tokenizer)
-    layers = selected(recommender.model, recipe)
+    told = f"{'synthetic' if histories is None else 'given'} histories"
     if histories is None:
-        histories = synthetic_histories(files.catalogue, CALIBRATION_SEED)
-        told = f"{len(histories)} synthetic histories"
-    else:
-        told = f"{len(histories)} given histories"
-    inputs = sample_inputs(recommender, list(layers), histories)
-    reports, tensors = [], dict(files.tensors)
-    for done, (name, plain) in enumerate(layers.items(), start=1):
-        twin = quantise_layer(name, plain, recipe)
-        reports.append(layer_report(name, plain, twin, inputs.get(name)))
-        _replace(tensors, name, plain, twin)
-        if progress is not None:
-            progress(done, len(layers), name)
+        histories = synthetic_histories(source.about.catalogue, CALIBRATION_SEED)
+    positions = Positions.of([source.about.catalogue.indices(history) for history in histories])
+    plain = Blockwise(source)
+    layers = selected(plain.model, recipe)
+    specs = quantised_specs(source, recipe, list(layers))
     quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(layers)}
-    digest = write(
-        dst, tensors, files.config, files.catalogue, files.tokenizer, quantization=quantization, extra=files.extra
-    )
-    return QuantizationReport(
-        recipe.name, tuple(reports), stored_bytes(files.tensors), stored_bytes(tensors), told, digest
-    )
+    reports: dict[str, LayerReport] = {}
+    with (
+        new_checkpoint(dst, replace(source.about, quantization=quantization), specs) as target,
+        InputSample(plain.model, layers) as sample,
+    ):
+        for prefix in plain.run(positions, source.about.tokenizer.codes):
+            for name in [name for name in layers if name.startswith(prefix) and name not in reports]:
+                layer, inputs = layers[name], sample.rows.get(name)
+                twin = quantise_layer(name, layer, recipe)
+                if inputs is not None:
+                    require_finite(inputs, f"{name} (input)")
+                reports[name] = layer_report(name, layer, twin, inputs)
+                if observe is not None:
+                    observe(layer, inputs, reports[name])
+                sample.rows.pop(name, None)  # not before: the report, too, runs the layer
+                for key, value in own_tensors(name, layer, twin).items():
+                    target.put(key, value)
+                if progress is not None:
+                    progress(len(reports), len(layers), name)
+        for key in specs.keys() & source.tensors.specs.keys():
+            if specs[key] == source.tensors.specs[key]:
+                target.put(key, source.tensors.read(key))
+    before, after = (sum(spec.nbytes for spec in found.values()) for found in (source.tensors.specs, specs))
+    told = f"{len(histories)} {told}"
+    return QuantizationReport(recipe.name, tuple(reports[name] for name in layers), before, after, told, target.digest)
+
+
+def quantised_specs(source: CheckpointSource, recipe: Fp8Recipe, names: Sequence[str]) -> dict[str, TensorSpec]:
+    """What the quantised checkpoint will hold; whatever is not quantised stays as it is stored."""
+    with torch.device("meta"):
+        model = OneRecV2(source.about.config)
+    hollow(model, recipe, names)
+    stored = source.tensors.specs
+    return {
+        name: stored[name] if name in stored and value.dtype is not E4M3 else TensorSpec.of(value)
+        for name, value in model.state_dict().items()
+    }
 
 
 def load_recommender(
@@ -115,6 +148,8 @@ def require_capability(recipe: Fp8Recipe, device: torch.device) -> None:
     """Raise DeviceError when `device` is a GPU below the recipe's minimum; a CPU computes the reference."""
     if device.type != "cuda":
         return
+    if not torch.cuda.is_available():
+        raise DeviceError(f"{recipe.name}: {device} is asked for, and torch finds no CUDA device")
     found = torch.cuda.get_device_capability(device)
     if found < recipe.min_capability:
         wanted = ".".join(map(str, recipe.min_capability))
@@ -165,10 +200,7 @@ def _check_scale(name: str, scale: Tensor) -> None:
         raise CheckpointError(f"model.safetensors: {name!r} has {int(bad.sum())} scales that are not positive numbers")
 
 
-def _replace(tensors: dict[str, Tensor], name: str, plain: nn.Module, twin: nn.Module) -> None:
-    """Exchange the plain layer's own tensors for its twin's; what they share stays as it was stored."""
+def own_tensors(name: str, plain: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
+    """The tensors that only the quantised twin of the layer has; what both have stays as it was stored."""
     before, after = plain.state_dict(prefix=f"{name}."), twin.state_dict(prefix=f"{name}.")
-    for gone in before.keys() - after.keys():
-        del tensors[gone]
-    fresh = {key for key, value in after.items() if key not in before or value.dtype is torch.float8_e4m3fn}
-    tensors.update({key: after[key] for key in fresh})
+    return {key: value for key, value in after.items() if key not in before or value.dtype is E4M3}

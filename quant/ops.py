@@ -44,12 +44,12 @@ def fp8_linear(
     return (out if bias is None else out.add_(bias)).to(x.dtype)
 
 
-def fp8_block_linear(x: Tensor, dequantised: Tensor, block: int) -> Tensor:
-    """x · dequantisedᵀ with x rounded through E4M3, one dynamic scale per 1 × block run of a row.
+def fp8_block_linear(x: Tensor, dequantised: Tensor, block: int | None) -> Tensor:
+    """x · dequantisedᵀ with x rounded through E4M3, one dynamic scale per 1 × block run of a row, or None: per row.
 
-    x [T, K]; dequantised [N, K]: weights already rounded through E4M3 in block × block tiles -> [T, N].
+    x [T, K]; dequantised [N, K]: weights already rounded through E4M3, by the same rule -> [T, N].
     """
-    return functional.linear(round_runs(x.float(), block).to(x.dtype), dequantised)
+    return functional.linear(round_runs(x.float(), block or x.shape[-1]).to(x.dtype), dequantised)
 
 
 def runs_on_tensor_cores(x: Tensor, weight: Tensor) -> bool:

@@ -8,6 +8,8 @@ magnitude it covers becomes 448; the code of x is round(x / s), to nearest, ties
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ E4M3_MAX = 448.0
 SCALE_FLOOR = 2.0**-100
 """Scale of rows that are all zero: positive, so that nothing divides by zero, and without effect on zeros."""
 
+_PIECE = 2**20  # elements compared at a time
 _EXPONENT_BITS = 0x7F800000  # of a float32
 _SMALLEST_NORMAL = 2.0**-6
 _TO_MAGIC = 1.5 * 2.0**20  # adding 1.5·2^(e+20) to |y| < 2^(e+1) leaves float32 a last place worth 2^(e-3)
@@ -112,8 +115,24 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def sqnr_db(signal: Tensor, approximation: Tensor) -> float:
     """10·log10(sum x² / sum (x - x̂)²) in double precision; infinite when equal, raises QuantError on unlike shapes."""
-    if signal.shape != approximation.shape:
-        raise QuantError(f"sqnr: shapes {tuple(signal.shape)} and {tuple(approximation.shape)} differ")
-    exact = signal.double()
-    noise = (exact - approximation.double()).square().sum()
-    return float(10.0 * torch.log10(exact.square().sum() / noise)) if float(noise) > 0.0 else float("inf")
+    return sqnr_db_of_parts([(signal, approximation)])
+
+
+def sqnr_db_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The same of all (signal, approximation) together; in pieces, so that a large weight needs no double copies."""
+    power = noise = 0.0
+    for signal, approximation in pairs:
+        if signal.shape != approximation.shape:
+            raise QuantError(f"sqnr: shapes {tuple(signal.shape)} and {tuple(approximation.shape)} differ")
+        pieces = zip(*(torch.split(part.reshape(-1), _PIECE) for part in (signal, approximation)), strict=True)
+        for exact, near in ((x.double(), y.double()) for x, y in pieces):
+            power += float(exact.square().sum())
+            noise += float((exact - near).square().sum())
+    return 10.0 * math.log10(power / noise) if power > 0.0 and noise > 0.0 else _edge_db(power, noise)
+
+
+def _edge_db(power: float, noise: float) -> float:
+    """Where the logarithm has no value of its own: equal, nothing but noise, or not a number."""
+    if math.isnan(power) or math.isnan(noise):
+        return math.nan
+    return -math.inf if noise > 0.0 else math.inf

@@ -14,6 +14,8 @@ from quant.errors import RecipeError
 
 WeightScaling = Literal["per_channel", "per_tensor"]
 Overflow = Literal["saturate", "zero"]
+ExpertScaling = Literal["block", "per_row"]
+ContextFormat = Literal["bf16", "e4m3"]
 
 DECODER_LINEARS = (
     "decoder.blocks.*.cross.wq",
@@ -44,6 +46,8 @@ class Fp8Recipe:
     weight: WeightScaling = "per_channel"  # one scale per output channel keeps an outlier channel to itself
     activation: Literal["per_token_dynamic"] = "per_token_dynamic"  # no calibration set can be wrong or stale
     expert_block: int = 128  # experts: weights in block × block tiles, activations in 1 × block runs
+    expert_scaling: ExpertScaling = "block"  # or "per_row": experts like Linear layers, as the GPU engine has them
+    context: ContextFormat = "bf16"  # "e4m3": queries, context keys, values and attention weights in 8 bits, too
     min_capability: tuple[int, int] = (8, 9)  # first CUDA compute capability with FP8 tensor cores
     scale_multiplier: float = 1.0  # of the weights' max-abs scale; anything but 1 is a fault put in on purpose
     overflow: Overflow = "saturate"  # of weights beyond ±448; "zero" is what a kernel that flushes NaN makes of them
@@ -58,6 +62,8 @@ class Fp8Recipe:
         self._one_of("weight", ("per_channel", "per_tensor"))
         self._one_of("activation", ("per_token_dynamic",))
         self._one_of("overflow", ("saturate", "zero"))
+        self._one_of("expert_scaling", ("block", "per_row"))
+        self._one_of("context", ("bf16", "e4m3"))
         if isinstance(self.expert_block, bool) or not isinstance(self.expert_block, int) or self.expert_block < 1:
             raise RecipeError(f"expert_block: must be a positive integer, got {self.expert_block!r}")
         capability = self.min_capability
@@ -70,6 +76,11 @@ class Fp8Recipe:
     def _one_of(self, field: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, field) not in allowed:
             raise RecipeError(f"{field}: must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+
+    @property
+    def tile(self) -> int | None:
+        """Side of the experts' tiles, None where they have a scale per row."""
+        return None if self.expert_scaling == "per_row" else self.expert_block
 
     @property
     def is_faulty(self) -> bool:
@@ -92,11 +103,14 @@ class Fp8Recipe:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Fp8Recipe:
-        """The inverse of `to_dict`; an unknown, missing or ill-typed field raises RecipeError."""
+        """The inverse of `to_dict`; an unknown, missing or ill-typed field raises RecipeError.
+
+        A field of YOUNGER may be missing: checkpoints written before it existed mean its default.
+        """
         known = {field.name for field in fields(cls)}
         for field in sorted(set(raw) - known):
             raise RecipeError(f"{field}: unknown field of a recipe")
-        for field in sorted(known - set(raw)):
+        for field in sorted(known - set(raw) - YOUNGER):
             raise RecipeError(f"{field}: missing from the recipe")
         if not isinstance(raw["name"], str):
             raise RecipeError(f"name: must be text, got {raw['name']!r}")
@@ -108,6 +122,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+YOUNGER = {"expert_scaling", "context"}
+"""Fields that the first quantised checkpoints do not have."""
+
 DEFAULT_RECIPE = "e4m3"
 FAULT_RECIPE = "faulty-per-tensor-overflow"
 
@@ -118,6 +135,10 @@ RECIPES: dict[str, Fp8Recipe] = {
         Fp8Recipe(DEFAULT_RECIPE),
         # The paper without the experts, for telling the two shares of the error apart.
         Fp8Recipe("e4m3-linear-only", experts=()),
+        # A scale per row for experts, too: no tiles for a kernel to follow.
+        Fp8Recipe("e4m3-rows", expert_scaling="per_row"),
+        # What the GPU engine computes (quant/kernels/eight_bit.py): rows everywhere, and the cross attention in E4M3.
+        Fp8Recipe("e4m3-engine", expert_scaling="per_row", context="e4m3"),
         # For rehearsing a rollback: one scale per tensor, far too small, and whatever overflows is lost.
         Fp8Recipe(FAULT_RECIPE, weight="per_tensor", scale_multiplier=2.0**-5, overflow="zero"),
     )

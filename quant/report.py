@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from model.experts import MixtureOfExperts
 from quant.errors import QuantError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
-from quant.primitives import round_rows, round_runs, sqnr_db
+from quant.primitives import round_rows, round_runs, sqnr_db, sqnr_db_of_parts
 from quant.table import Table, number, table
 
 
@@ -74,44 +74,43 @@ class QuantizationReport:
 @torch.no_grad()
 def layer_report(name: str, plain: nn.Module, quantised: nn.Module, inputs: Tensor | None) -> LayerReport:
     """Compare one layer with its quantised twin on sampled inputs [rows, K] of the plain model."""
-    before, after, shape = _weights(plain, quantised)
+    present = gone = 0
+    for before, after in _weights(plain, quantised):
+        present += int(before.count_nonzero())
+        gone += int(((before != 0) & (after == 0)).sum())
     activation = output = None
     if inputs is not None:
         x = inputs.float()
         rounded = _rounded(x, quantised)
         activation = sqnr_db(x, rounded)
         output = sqnr_db(plain(inputs), quantised(inputs))
-    present = before != 0
     return LayerReport(
         layer=name,
         kind=type(plain).__name__,
-        shape=shape,
-        weight_sqnr_db=sqnr_db(before, after),
+        shape=tuple((plain.gate_up if isinstance(plain, MixtureOfExperts) else plain.get_parameter("weight")).shape),
+        weight_sqnr_db=sqnr_db_of_parts(_weights(plain, quantised)),
         activation_sqnr_db=activation,
         output_sqnr_db=output,
-        lost=float((present & (after == 0)).sum() / present.sum().clamp_min(1)),
+        lost=gone / max(1, present),
     )
 
 
-def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Size of the weights file's content."""
-    return sum(value.numel() * value.element_size() for value in tensors.values())
-
-
-def _weights(plain: nn.Module, quantised: nn.Module) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def _weights(plain: nn.Module, quantised: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights before and after, in float32; experts one by one, for all at once would be the memory's largest guest."""
     if isinstance(plain, nn.Linear) and isinstance(quantised, Fp8Linear):
-        return plain.weight.float(), quantised.dequantised(torch.float32), tuple(plain.weight.shape)
-    if isinstance(plain, MixtureOfExperts) and isinstance(quantised, Fp8Experts):
-        before = torch.cat([plain.gate_up.float().flatten(), plain.down.float().flatten()])
-        after = torch.cat([part.flatten() for part in quantised.dequantised(torch.float32)])
-        return before, after, tuple(plain.gate_up.shape)
-    raise QuantError(f"{type(quantised).__name__} is not the quantised twin of {type(plain).__name__}")
+        yield plain.weight.float(), quantised.dequantised(torch.float32)
+    elif isinstance(plain, MixtureOfExperts) and isinstance(quantised, Fp8Experts):
+        for part, stack in (("gate_up", plain.gate_up), ("down", plain.down)):
+            for index in range(stack.shape[0]):
+                yield stack[index].float(), quantised.expert(part, index, torch.float32)
+    else:
+        raise QuantError(f"{type(quantised).__name__} is not the quantised twin of {type(plain).__name__}")
 
 
 def _rounded(x: Tensor, quantised: nn.Module) -> Tensor:
     """The inputs as the quantised layer sees them."""
     if isinstance(quantised, Fp8Experts):
-        return round_runs(x, quantised.block)
+        return round_runs(x, quantised.block or x.shape[-1])
     values, scale = round_rows(x)
     return values * scale
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from model.catalogue import Catalogue
-from model.recommender import Recommender
-from quant.primitives import require_finite
+from quant.errors import QuantError
 
 MAX_ROWS = 4096
+PER_HISTORY = 4  # of the newest items of a history: rows enough for percentiles from a few dozen histories
 SYNTHETIC_HISTORIES = 32
 SYNTHETIC_LENGTH = 20
 
@@ -51,19 +52,30 @@ class InputSample:
         return keep
 
 
-def sample_inputs(
-    recommender: Recommender, names: Sequence[str], histories: Sequence[Sequence[str]], batch_size: int = 16
-) -> dict[str, Tensor]:
-    """Answer the histories (item ids, oldest first) and return what went into the named layers.
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """Places in histories where the model is asked for the next item.
 
-    A layer that nothing reached is absent. Raises NonFiniteError naming the first layer that NaN or infinity reached.
+    histories: item indices, oldest first; targets [B]: the item that came next, whose codes the decoder is given.
     """
-    with InputSample(recommender.model, names) as sample:
-        for begin in range(0, len(histories), batch_size):
-            recommender.recommend(histories[begin : begin + batch_size], k=1)
-    for name, rows in sample.rows.items():
-        require_finite(rows, f"{name} (input)")
-    return sample.rows
+
+    histories: tuple[tuple[int, ...], ...]
+    targets: Tensor
+
+    @classmethod
+    def of(cls, histories: Sequence[Sequence[int]]) -> Positions:
+        """The newest PER_HISTORY items of each history, each after what precedes it. Raises QuantError without any."""
+        places = [(row, end) for row in histories for end in range(max(0, len(row) - PER_HISTORY), len(row))]
+        if not places:
+            raise QuantError("histories: not one of them holds an item")
+        return cls(tuple(tuple(row[:end]) for row, end in places), torch.tensor([row[end] for row, end in places]))
+
+    def windows(self, length: int) -> tuple[Tensor, Tensor]:
+        """(items [B, N] newest first, -1 where there is none; valid [B, N]); N is at most `length`."""
+        newest = [history[-length:][::-1] for history in self.histories]
+        longest = max(1, *(len(row) for row in newest))
+        items = torch.tensor([[*row, *([-1] * (longest - len(row)))] for row in newest])
+        return items, items >= 0
 
 
 def synthetic_histories(catalogue: Catalogue, seed: int) -> list[list[str]]:

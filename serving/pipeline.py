@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,17 @@ from model.data import Interactions, load_interactions
 from model.evaluate import Accuracy
 from model.movielens import fetch_movielens, load_movielens
 from model.split import Split, leave_one_out
-from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE
+from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, Fp8Recipe
+
+if TYPE_CHECKING:
+    from quant.report import QuantizationReport
 
 PRESET = "tiny"
 K = 10
 PARITY_SAMPLES = 64
 """Histories that the layer report samples activations from."""
+
+RANKER_SEED = 0
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int, float], None]
@@ -93,6 +98,39 @@ def load_data(home: Path, path: Path | None, say: Say) -> Interactions:
     return interactions
 
 
+def quantise_and_analyse(
+    checkpoint: Path, target: Path, recipe: Fp8Recipe, folder: Path, interactions: Interactions, say: Say
+) -> QuantizationReport:
+    """Quantise, and describe weights and activations in `folder`, beside a traditional ranker's on the same data.
+
+    Raises ModelError for interactions with items that the checkpoint does not know, else as `quantize_checkpoint`.
+    """
+    from quant.analysis import Analysis, LayerAnalysis, write_analysis
+    from quant.load import quantize_checkpoint
+    from quant.ranker import ranker_analysis
+
+    split = leave_one_out(interactions)
+    layers: list[LayerAnalysis] = []
+    report = quantize_checkpoint(
+        checkpoint,
+        target,
+        recipe,
+        histories=_histories(split),
+        observe=lambda layer, inputs, found: layers.append(LayerAnalysis.of(layer, inputs, found)),
+    )
+    say("training a traditional ranker on the same data")
+    write_analysis(folder, [Analysis(checkpoint.name, tuple(layers)), ranker_analysis(split, RANKER_SEED)])
+    say(f"analysis: {folder / 'analysis.md'}")
+    return report
+
+
+def _histories(split: Split) -> list[list[str]]:
+    """What activations are sampled from: histories of the first evaluated users, without their held-out items."""
+    names = split.interactions.items
+    users = split.evaluated_users()[:PARITY_SAMPLES]
+    return [[names[item] for item in split.history(int(user), with_validation=False)] for user in users]
+
+
 def _trained(folder: Path, split: Split, seed: int, say: Say, advance: Advance) -> Path:
     if (folder / "SHA256SUMS").is_file():
         say(f"model: cached in {folder}")
@@ -119,10 +157,7 @@ def _quantised(plain: Path, folder: Path, recipe: str, split: Split, say: Say) -
 
     def quantise() -> dict[str, Any]:
         say(f"quantising by the recipe {recipe}")
-        users = split.evaluated_users()[:PARITY_SAMPLES]
-        names = split.interactions.items
-        histories = [[names[item] for item in split.history(int(user), with_validation=False)] for user in users]
-        return quantize_checkpoint(plain, folder, recipe_named(recipe), histories=histories).to_dict()
+        return quantize_checkpoint(plain, folder, recipe_named(recipe), histories=_histories(split)).to_dict()
 
     report = folder.parent / f"quantization-{folder.name}.json"
     if not (folder / "SHA256SUMS").is_file():

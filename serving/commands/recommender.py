@@ -100,15 +100,27 @@ def quantize(
     checkpoint: Checkpoint,
     target: Annotated[Path, typer.Argument(help="folder of the new checkpoint")],
     recipe: Annotated[str, typer.Option(help="how to quantise")] = "e4m3",
+    analysis: Annotated[
+        Path | None,
+        typer.Option(help="also describe weights and activations here, beside a traditional ranker's on the same data"),
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    path: Data = None,
 ) -> None:
-    """Make the FP8 variant of a BF16 checkpoint, and report on every layer."""
+    """Make the FP8 variant of a BF16 checkpoint, and report on every layer. One block at a time is in memory."""
     with plain_errors():
         from quant.load import quantize_checkpoint
         from quant.recipes import recipe_named
         from serving import terminal
 
         out = terminal.console()
-        report = quantize_checkpoint(checkpoint, target, recipe_named(recipe))
+        if analysis is None:
+            report = quantize_checkpoint(checkpoint, target, recipe_named(recipe))
+        else:
+            from serving.pipeline import load_data, quantise_and_analyse
+
+            interactions = load_data(home, path, out.print)
+            report = quantise_and_analyse(checkpoint, target, recipe_named(recipe), analysis, interactions, out.print)
         out.print(terminal.quantization(target.name, report.to_dict()))
         saved = f"{report.bytes_before:,} → {report.bytes_after:,} bytes of weights"
         out.print(f"{target}: {saved}", soft_wrap=True)

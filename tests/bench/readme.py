@@ -101,9 +101,30 @@ def serving(name: str) -> str:
     return f"{about}\n\n{table(['', 'BF16', 'FP8'], rows)}"
 
 
+def parity(numbers: dict[str, float]) -> str:
+    """Accuracy of every variant, and its agreement with BF16."""
+    names = {
+        "bf16": ("BF16", None),
+        "bf16_in_other_kernels": ("BF16 in other kernels (control)", "bf16_in_other_kernels_against_bf16_control"),
+        "fp8_e4m3": ("FP8 (`e4m3`)", "fp8_e4m3_against_bf16"),
+        "fp8_e4m3_engine": ("FP8 as on the GPU engine (`e4m3-engine`)", "fp8_e4m3_engine_against_bf16"),
+    }
+    rows = []
+    for name, (title, pair) in names.items():
+        agreed = (
+            ["–"] * 3
+            if pair is None
+            else [f"{numbers[f'{pair}_{of}']:.1%}" for of in ("overlap", "beam_overlap", "top1_changed")]
+        )
+        found = f"{numbers[f'{name}_hit_rate']:.4f} ± {numbers[f'{name}_hit_rate_std']:.4f}"
+        rows.append([title, found, *agreed])
+    return table(["5 seeds of `tiny`", "HR@10", "top-10 overlap", "beam-32 overlap", "top-1 changed"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
+    "parity": lambda: parity(load("parity-amd-epyc")["numbers"]),
     "report": lambda: report(load("report")["numbers"]),
 }
 

@@ -11,9 +11,12 @@ import torch
 
 from model.catalogue import Catalogue
 from model.checkpoint import save
+from model.checkpoint_folder import Description
+from model.checkpoint_stream import new_checkpoint
 from model.config import OneRecConfig
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
+from model.tensor_file import TensorSpec
 
 N_ITEMS = 400
 DENSE = OneRecConfig(
@@ -75,6 +78,22 @@ def experts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts") / "bf16"
     save(folder, random_model(EXPERTS), EXPERTS, *random_catalogue(), dtype=torch.bfloat16)
     return folder
+
+
+@pytest.fixture
+def deep_dir(tmp_path: Path) -> Path:
+    """Many times a block: 24 blocks of 4.7 million random weights, never in memory together."""
+    config = replace(DENSE, d_model=512, n_layers=24, n_heads=8, kv_groups=8, ffn_dim=2048)
+    with torch.device("meta"):
+        state = OneRecV2(config).state_dict()
+    about = Description(config, *random_catalogue(), None, {})
+    specs = {name: TensorSpec(torch.bfloat16, tuple(value.shape)) for name, value in state.items()}
+    generator = torch.Generator().manual_seed(0)
+    with new_checkpoint(tmp_path / "deep", about, specs) as target:
+        for name, spec in specs.items():
+            value = torch.ones(spec.shape) if "norm" in name else torch.randn(spec.shape, generator=generator) * 0.04
+            target.put(name, value.bfloat16())
+    return tmp_path / "deep"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.onerec import OneRecV2
+from quant import distribution
 from quant.convert import convert
 from quant.distribution import Spread, spread_table, spreads, weights_of
 from quant.errors import QuantError
@@ -31,6 +32,21 @@ def test_an_outlier_shows_in_absmax_but_not_in_absp99() -> None:
     assert spread.variance > 1e4
 
 
+def test_a_sample_longer_than_a_piece_in_parts_is_measured_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "PIECE", 1000)
+    values = torch.randn(12_345, generator=torch.Generator().manual_seed(0)) * 1e-3 + 2e-3
+    found = Spread.of(values[:5000].view(50, 100), values[5000:].bfloat16().float())
+    joined = torch.cat([values[:5000], values[5000:].bfloat16().float()])
+    assert found.variance == pytest.approx(float(joined.double().var(correction=0)), rel=1e-12)
+    assert found.absmax == float(joined.abs().max())
+    assert found.absp99 == float(joined.abs().kthvalue(12_222).values)
+    assert found.outlier_ratio == found.absmax / found.absp99
+
+
+def test_mostly_zeros_have_an_endless_outlier_ratio() -> None:
+    assert Spread.of(torch.eye(200)).outlier_ratio == float("inf")
+
+
 def test_no_values_are_refused() -> None:
     with pytest.raises(QuantError, match="no values"):
         Spread.of(torch.empty(0))
@@ -49,7 +65,7 @@ def test_a_layer_without_seen_inputs_has_no_activation(experts_model: OneRecV2) 
 
 def test_only_plain_layers_have_plain_weights(experts_model: OneRecV2) -> None:
     moe = experts_model.get_submodule("decoder.blocks.1.ffn")
-    assert weights_of(moe).numel() == 4 * 3 * 48 * 64
+    assert sum(part.numel() for part in weights_of(moe)) == 4 * 3 * 48 * 64
     convert(experts_model, RECIPES[DEFAULT_RECIPE])
     for layer in (experts_model.get_submodule("decoder.blocks.1.ffn"), nn.RMSNorm(3)):
         with pytest.raises(QuantError, match="no plain weights"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -27,11 +28,13 @@ CONFIG = OneRecConfig(
 )
 
 
-def twins(shared: int = 1, block: int = 128) -> tuple[MixtureOfExperts, Fp8Experts]:
+def twins(
+    shared: int = 1, block: int = 128, scaling: Literal["block", "per_row"] = "block"
+) -> tuple[MixtureOfExperts, Fp8Experts]:
     torch.manual_seed(0)
     plain = MixtureOfExperts(replace(CONFIG, n_shared_experts=shared)).requires_grad_(False)
     plain.bias.copy_(torch.linspace(-0.2, 0.2, 5))
-    quantised = quantise_layer("ffn", plain, Fp8Recipe("x", expert_block=block))
+    quantised = quantise_layer("ffn", plain, Fp8Recipe("x", expert_block=block, expert_scaling=scaling))
     assert isinstance(quantised, Fp8Experts)
     return plain, quantised
 
@@ -59,6 +62,28 @@ def test_scales_are_one_per_block_with_ragged_edges() -> None:
     assert quantised.gate_up_codes.shape == (5, 288, 160)
     assert quantised.gate_up_scale.shape == (5, 3, 2)
     assert quantised.down_scale.shape == (5, 2, 2)
+
+
+def test_a_scale_per_row_is_as_near_and_has_the_shape_of_one_column() -> None:
+    plain, quantised = twins(scaling="per_row")
+    assert quantised.gate_up_scale.shape == (5, 288, 1)
+    assert quantised.down_scale.shape == (5, 160, 1)
+    x = torch.randn(3, 20, 160)
+    assert 22.0 < sqnr_db(plain(x), quantised(x)) < 36.0
+    hollow = Fp8Experts.empty_like(plain, None)
+    hollow.load_state_dict(quantised.state_dict(), assign=True)
+    assert torch.equal(hollow(x), quantised(x))
+    gate_up, _ = quantised.dequantised(torch.float32)
+    assert torch.equal(quantised.expert("gate_up", 3, torch.float32), gate_up[3])
+
+
+def test_a_wild_row_does_not_hurt_its_neighbours() -> None:
+    plain, _ = twins()
+    plain.down[0, 7] *= 1e5
+    quantised = quantise_layer("ffn", plain, Fp8Recipe("x", expert_scaling="per_row"))
+    assert isinstance(quantised, Fp8Experts)
+    _, down = quantised.dequantised(torch.float32)
+    assert sqnr_db(plain.down[0, 8:], down[0, 8:]) > 30.0
 
 
 def test_a_wild_block_does_not_hurt_its_neighbours() -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import build_model, read, write
+from model.checkpoint import FILES, SUMS, build_model, read, write
+from model.checkpoint_stream import open_checkpoint
+from model.decoder import CrossAttention
 from model.errors import CheckpointError
 from model.recommender import Recommender
 from quant.convert import convert
+from quant.cross_attention import Fp8CrossAttention
 from quant.errors import DeviceError, NonFiniteError, QuantError
+from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
 from quant.load import load_recommender, quantize_checkpoint, require_capability
 from quant.primitives import E4M3
-from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES
+from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES, Fp8Recipe
 from quant.report import QuantizationReport
 
 RECIPE = RECIPES[DEFAULT_RECIPE]
@@ -60,6 +68,117 @@ def test_round_trip_through_the_checkpoint_is_bit_exact(
         assert state[name].dtype == value.dtype, name
         assert torch.equal(bits(state[name]), bits(value)), name
     assert loaded.recommend(histories, 10) == direct.recommend(histories, 10)
+
+
+@pytest.mark.parametrize("which", ["dense_dir", "experts_dir"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_written_layer_by_layer_the_bytes_are_those_of_converting_at_once(
+    which: str, recipe: Fp8Recipe, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source: Path = request.getfixturevalue(which)
+    report = quantize_checkpoint(source, tmp_path / "stream", recipe)
+    files = read(source)
+    model = build_model(files)
+    names = convert(model, recipe)
+    quantization = {"quant_method": "crossfade-fp8", "recipe": recipe.to_dict(), "modules": list(names)}
+    digest = write(
+        tmp_path / "once",
+        model.state_dict(),
+        files.config,
+        files.catalogue,
+        files.tokenizer,
+        quantization=quantization,
+        extra=files.extra,
+    )
+    assert report.digest == digest
+    for name in (*FILES, SUMS):
+        assert (tmp_path / "stream" / name).read_bytes() == (tmp_path / "once" / name).read_bytes(), name
+
+
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+from quant.load import quantize_checkpoint
+from quant.recipes import RECIPES
+
+def peak():  # not ru_maxrss, which a child inherits from its parent
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+small, large, target = sys.argv[1:]
+histories = [["item-1", "item-2"]]
+quantize_checkpoint(small, target, RECIPES["e4m3"], histories=histories)
+peaks = [peak()]
+quantize_checkpoint(large, target, RECIPES["e4m3"], lambda *_: peaks.append(peak()), histories)
+print(*peaks)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_is_that_of_a_few_layers_however_many_there_are(dense_dir: Path, deep_dir: Path, tmp_path: Path) -> None:
+    """24 blocks, 226 MB on disk: the first takes a few times its 19 MB in float32, all others together no more.
+
+    glibc keeps freed pieces below 32 MB for itself, which is more than a whole block here and less than any layer
+    of a model that does not fit into memory: so it is told to give back those above 256 kB.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(dense_dir), str(deep_dir), str(tmp_path / "fp8")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": ".", "MALLOC_MMAP_THRESHOLD_": str(2**18)},
+    )
+    specs = open_checkpoint(deep_dir).tensors.specs.items()
+    block = 4 * sum(math.prod(spec.shape) for name, spec in specs if name.startswith("decoder.blocks.0."))
+    size = sum(spec.nbytes for _, spec in specs)
+    peaks = [int(word) for word in done.stdout.split()]
+    assert peaks[-1] - peaks[0] < 5 * block < size / 2
+    assert peaks[-1] - peaks[6] < block < size / 10
+
+
+def test_layers_outside_the_blocks_can_be_quantised_too(dense_dir: Path, tmp_path: Path) -> None:
+    recipe = Fp8Recipe("all", linears=("*",))
+    report = quantize_checkpoint(dense_dir, tmp_path / "fp8", recipe)
+    by_name = {layer.layer: layer for layer in report.layers}
+    assert {"heads.2", "context.project", "context.hidden"} <= by_name.keys()
+    assert all(layer.output_sqnr_db is not None and layer.output_sqnr_db > 20.0 for layer in report.layers)
+    load_recommender(tmp_path / "fp8")
+
+
+def test_checkpoints_from_before_a_field_still_load(
+    quantised: tuple[Path, QuantizationReport], tmp_path: Path, histories: list[list[str]]
+) -> None:
+    def older(_: dict[str, Tensor], quantization: dict[str, Any]) -> None:
+        for field in ("expert_scaling", "context"):
+            del quantization["recipe"][field]
+
+    old = load_recommender(rewritten(quantised[0], tmp_path / "old", older))
+    assert old.recommend(histories, 10) == load_recommender(quantised[0]).recommend(histories, 10)
+
+
+def test_the_engines_recipe_comes_back_from_the_checkpoint(
+    experts_dir: Path, tmp_path: Path, histories: list[list[str]]
+) -> None:
+    quantize_checkpoint(experts_dir, tmp_path / "fp8", RECIPES["e4m3-engine"])
+    model = load_recommender(tmp_path / "fp8").model
+    kinds = [type(module) for module in model.modules()]
+    assert (kinds.count(Fp8CrossAttention), kinds.count(CrossAttention)) == (2, 0)
+    experts = model.get_submodule("decoder.blocks.1.ffn")
+    assert isinstance(experts, Fp8Experts)
+    assert experts.gate_up_scale.shape == (4, 96, 1)
+    plain = top(load_recommender(experts_dir), histories)
+    close = top(load_recommender(tmp_path / "fp8"), histories)
+    assert sum(len(a & b) for a, b in zip(plain, close, strict=True)) / 400 > 0.7
+
+
+def test_nan_inside_the_model_names_the_layer_that_it_reached(dense_dir: Path, tmp_path: Path) -> None:
+    files = read(dense_dir)
+    files.tensors["decoder.blocks.1.norm_ffn.weight"][0] = torch.nan
+    write(tmp_path / "nan", files.tensors, files.config, files.catalogue, files.tokenizer)
+    with pytest.raises(NonFiniteError, match=r"decoder\.blocks\.1\.ffn\.gate_up \(input\)"):
+        quantize_checkpoint(tmp_path / "nan", tmp_path / "out", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["nan"]
 
 
 def test_stored_codes_are_eight_bit_and_everything_else_is_as_it_was(
@@ -233,8 +352,22 @@ def test_a_source_with_nan_names_the_layer_and_writes_nothing(dense_dir: Path, t
     assert not (tmp_path / "out").exists()
 
 
+def test_loading_onto_a_gpu_that_is_too_old_is_refused(
+    quantised: tuple[Path, QuantizationReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old GPU")
+    with pytest.raises(DeviceError, match=r"e4m3 needs .* 8\.9 or more; an old GPU has 7\.5"):
+        load_recommender(quantised[0], "cuda")
+
+
 def test_a_gpu_below_the_recipes_minimum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_capability(RECIPE, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="finds no CUDA device"):
+        require_capability(RECIPE, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an older GPU")
     with pytest.raises(

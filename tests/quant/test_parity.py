@@ -12,7 +12,7 @@ from model.recommender import Recommender
 from model.split import Split
 from quant.errors import QuantError
 from quant.load import load_recommender, quantize_checkpoint
-from quant.parity import CONTROL, agreement, compare, parity
+from quant.parity import CONTROL, KERNEL_CONTROL, KERNELS, agreement, compare, parity
 from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES
 
 N_USERS = 30
@@ -50,6 +50,22 @@ def test_report_has_three_variants_three_pairs_and_a_control(dense_dir: Path, sp
     assert by_name[CONTROL].overlap >= by_name["fp8 against fp32"].overlap > 0.6
     assert len(report.agreement_table().rows) == 3
     assert [row[0] for row in report.accuracy_table().rows] == ["fp32", "bf16", "fp8"]
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_thorough_report_has_beams_and_nearness_beside_other_kernels(
+    dense_dir: Path, split: Split, tmp_path: Path
+) -> None:
+    quantize_checkpoint(dense_dir, tmp_path / "fp8", RECIPES[DEFAULT_RECIPE])
+    report = parity(dense_dir, tmp_path / "fp8", split, thorough=True)
+    names = ["fp8 against bf16", "fp8 against fp32", CONTROL, KERNEL_CONTROL]
+    for found in (report.agreements, report.beams, report.fidelities):
+        assert [pair.name for pair in found] == names
+    assert KERNELS in report.accuracies
+    assert {pair.k for pair in report.beams} == {32}
+    fp8, control = report.fidelities[0], report.fidelities[3]
+    assert min(control.layers.values()) > min(fp8.layers.values()) + 10.0
+    assert report.beams[3].overlap > report.beams[0].overlap
     json.dumps(report.to_dict(), allow_nan=False)
 
 

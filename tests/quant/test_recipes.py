@@ -7,7 +7,7 @@ from torch import nn
 
 from model.onerec import OneRecV2
 from quant.errors import RecipeError
-from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES, Fp8Recipe, recipe_named
+from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES, YOUNGER, Fp8Recipe, recipe_named
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,6 +52,8 @@ def test_keep_takes_names_out_again() -> None:
         ("overflow", "wrap"),
         ("expert_block", 0),
         ("expert_block", True),
+        ("expert_scaling", "per_galaxy"),
+        ("context", "fp4"),
         ("min_capability", [9]),
         ("min_capability", ["9", "0"]),
         ("scale_multiplier", 0),
@@ -71,6 +73,18 @@ def test_unknown_and_missing_fields_are_refused_by_name() -> None:
     del raw["overflow"]
     with pytest.raises(RecipeError, match="overflow: missing"):
         Fp8Recipe.from_dict(raw)
+
+
+def test_a_field_younger_than_the_first_checkpoints_may_be_missing() -> None:
+    raw = RECIPES[DEFAULT_RECIPE].to_dict()
+    for field in YOUNGER:
+        del raw[field]
+    assert Fp8Recipe.from_dict(raw) == RECIPES[DEFAULT_RECIPE]
+
+
+def test_experts_have_tiles_or_rows() -> None:
+    assert RECIPES[DEFAULT_RECIPE].tile == 128
+    assert RECIPES["e4m3-engine"].tile is None
 
 
 def test_only_the_fault_recipe_says_that_it_is_faulty() -> None:

@@ -7,19 +7,29 @@ import torch
 from torch import nn
 
 from model.recommender import Recommender
-from quant.errors import NonFiniteError
-from quant.sampling import InputSample, sample_inputs, synthetic_histories
-
-NAMES = ["decoder.blocks.0.cross.wq", "decoder.blocks.1.ffn.down", "heads.2"]
+from quant.errors import QuantError
+from quant.sampling import InputSample, Positions, synthetic_histories
 
 
-def test_inputs_of_named_layers_are_kept_and_hooks_removed(dense_dir: Path, histories: list[list[str]]) -> None:
-    recommender = Recommender.load(dense_dir, dtype=torch.float32)
-    rows = sample_inputs(recommender, NAMES, histories[:4], batch_size=2)
-    assert set(rows) == set(NAMES)
-    assert rows["decoder.blocks.0.cross.wq"].shape[1] == 64
-    assert rows["decoder.blocks.1.ffn.down"].shape[1] == 128
-    assert not any(module._forward_pre_hooks for module in recommender.model.modules())
+def test_positions_are_the_newest_items_after_what_precedes_them() -> None:
+    positions = Positions.of([[1, 2, 3, 4, 5, 6], [], [7]])
+    assert positions.targets.tolist() == [3, 4, 5, 6, 7]
+    assert positions.histories == ((1, 2), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4, 5), ())
+    items, valid = positions.windows(3)
+    assert items[3].tolist() == [5, 4, 3]
+    assert items[4].tolist() == [-1, -1, -1]
+    assert torch.equal(valid, items >= 0)
+
+
+def test_no_position_at_all_is_refused() -> None:
+    with pytest.raises(QuantError, match="histories"):
+        Positions.of([[], []])
+
+
+def test_one_position_without_history_has_a_window() -> None:
+    items, valid = Positions.of([[4]]).windows(5)
+    assert items.tolist() == [[-1]]
+    assert not valid.any()
 
 
 def test_sample_is_bounded_and_spread_over_the_batch() -> None:
@@ -47,13 +57,6 @@ def test_a_layer_that_nothing_reached_is_absent() -> None:
     with InputSample(nn.Sequential(nn.Linear(1, 1)), ["0"]) as sample:
         pass
     assert sample.rows == {}
-
-
-def test_nan_inside_the_model_names_the_layer(dense_dir: Path, histories: list[list[str]]) -> None:
-    recommender = Recommender.load(dense_dir, dtype=torch.float32)
-    recommender.model.get_parameter("decoder.blocks.1.norm_ffn.weight").data[0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"decoder\.blocks\.1\.ffn\.gate_up \(input\)"):
-        sample_inputs(recommender, ["decoder.blocks.0.ffn.gate_up", "decoder.blocks.1.ffn.gate_up"], histories[:2])
 
 
 def test_synthetic_histories_are_seeded_and_of_the_catalogue(dense_dir: Path) -> None:
