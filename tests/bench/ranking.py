@@ -247,7 +247,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "tests/bench/results/ranking.json")
     options = parser.parse_args()
     if options.merge:
-        runs = merged([*stored(options.out), *(run for path in options.merge for run in stored(path))], names)
+        others = [run for path in options.merge for run in stored(path)]
+        runs = merged([*others, *stored(options.out)], names)  # what is there stays
         write(options.out, this_setting(), runs)
         print(json.dumps(summary(runs)[1]))
         return
