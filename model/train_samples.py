@@ -111,7 +111,8 @@ def _newest(items: Tensor, begin: Tensor, end: Tensor, length: int) -> tuple[Ten
     valid = back >= begin[:, None]
     longest = max(1, int(valid.sum(1).max()))
     back, valid = back[:, :longest], valid[:, :longest]
-    return items[back.clamp_min(0)], valid
+    some = items if items.numel() else items.new_zeros(1)  # where nobody liked anything
+    return some[back.clamp_min(0)], valid
 
 
 def _buckets(split: Split, users: Sequence[int], count: int) -> Tensor:

@@ -28,13 +28,13 @@ Advance = Callable[[float], None]
 
 PATHWAYS: dict[str, OneRecConfig] = {
     "history of 20": TINY,
-    "history of 40": replace(TINY, context_len=40),
-    "history of 20, the newest 5 marked": replace(TINY, short_term=5),
     "history of 20 and 20 liked": replace(TINY, positive_len=20),
     "history of 20 and profile": replace(TINY, profile_features=1024),
+    "history of 40": replace(TINY, context_len=40),
     "history of 20, 5 marked, 20 liked, profile": replace(TINY, short_term=5, positive_len=20, profile_features=1024),
+    "history of 20, the newest 5 marked": replace(TINY, short_term=5),
 }
-"""The second row has as many items as the fourth, so that a pathway is not praised for its length."""
+"""A history of 40 has as many items as the second row, so that a pathway is not praised for its length."""
 
 
 @torch.inference_mode()
