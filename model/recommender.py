@@ -26,7 +26,7 @@ DEFAULT_BEAM_WIDTH = 32
 ITEM_TABLE_BYTES = 256 * 2**20
 """Item encodings are computed once and kept when they fit into this."""
 CONTEXT_CACHE_BYTES = 64 * 2**20
-"""Contexts of users who are named are kept within this: 50 of the 0.1B preset at 512 items, 40,000 of tiny."""
+"""Contexts of users who are named are kept within this: 50 of the 0.1B preset at 512 items, 18,000 of tiny."""
 
 
 @dataclass(frozen=True, slots=True)
