@@ -50,7 +50,8 @@ class ContextCache:
 
     What is kept of a user is handed out only for the digest it was put in with, so that a history that has changed,
     by one item or by many, is a miss, and then replaces what was there. Nothing of the old keys could serve the new
-    ones: with every new item all others become older by one place, whose vector is added before the norm.
+    ones: with every new item all others become older by one place, whose vector is added before the norm. What is used
+    again then are the items' encodings, which the recommender keeps for everybody.
     """
 
     def __init__(self, max_bytes: int) -> None:

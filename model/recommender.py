@@ -122,7 +122,7 @@ class Recommender:
         return beams.items, beams.scores
 
     def context(self, histories: Sequence[Request[int]]) -> ContextKV:
-        """Keys and values of each request's pathways; the valid tokens come first in each row.
+        """Keys and values of each request's pathways, only to be read; the valid tokens come first in each row.
 
         Those of a user who is named are computed when their signals are new and kept for the next time. The answers
         are the same to the bit where all items' encodings are kept; otherwise an item is encoded in another batch and
@@ -133,6 +133,14 @@ class Recommender:
         if not any(names) or not self.contexts.max_bytes:
             chunks, readable = self._computed(users)
             return self.model.context.keys_values(chunks, readable)
+        found = self._kept(users, names)
+        length = torch.tensor([context.tokens for context in found], device=self.device)
+        chunks = batched(found)
+        readable = torch.arange(chunks[0].shape[1], device=self.device) < length[:, None]
+        return self.model.context.keys_values(chunks, readable)
+
+    def _kept(self, users: Sequence[UserTokens], names: Sequence[str]) -> list[UserContext]:
+        """From the cache, or computed and, of users who are named, put there."""
         stamps = [user.digest(self._digest) if name else b"" for name, user in zip(names, users, strict=True)]
         known = [self.contexts.get(name, stamp) if name else None for name, stamp in zip(names, stamps, strict=True)]
         fresh = [place for place, found in enumerate(known) if found is None]
@@ -143,11 +151,7 @@ class Recommender:
                 known[place] = made
                 if names[place]:
                     self.contexts.put(names[place], stamps[place], made)
-        found = [context for context in known if context is not None]
-        length = torch.tensor([context.tokens for context in found], device=self.device)
-        chunks = batched(found)
-        readable = torch.arange(chunks[0].shape[1], device=self.device) < length[:, None]
-        return self.model.context.keys_values(chunks, readable)
+        return [context for context in known if context is not None]
 
     def _computed(self, users: Sequence[UserTokens]) -> tuple[list[Tensor], Tensor]:
         """Chunks [B, N, G, dh], and which tokens are there [B, N]."""

@@ -74,7 +74,7 @@ class Results:
         self.tables: dict[str, dict[str, Row]] = {}
         self.made: dict[str, dict[str, str]] = {}  # what each table was made with
         self._path, self._note, self._known = path, note, {}
-        self._setting = this_setting()  # now: the checkout may move on during the training
+        self.setting = this_setting()  # now: the checkout may move on during the training
         if path is not None and path.is_file() and not fresh:
             earlier = json.loads(path.read_text(encoding="utf-8"))
             if earlier["note"] == note:
@@ -85,7 +85,7 @@ class Results:
         for key, row in self._known.items():
             table, _, label = key.partition("|")
             self.tables.setdefault(table, {})[label] = row
-            one = {name: earlier[name] for name in self._setting}
+            one = {name: earlier[name] for name in self.setting}
             self.made[table] = earlier.get("made", {}).get(table, one)
 
     def known(self, table: str, label: str) -> Row | None:
@@ -96,11 +96,11 @@ class Results:
     def keep(self, table: str, label: str, row: Row) -> None:
         """Add a row and write; a row that was there keeps what it was made with."""
         if self.known(table, label) != row:
-            self.made[table] = self._setting
+            self.made[table] = self.setting
         self._known[f"{table}|{label}"] = row
         self.tables.setdefault(table, {})[label] = row
         if self._path is not None:
-            content = self._setting | {"made": self.made, "note": self._note}
+            content = self.setting | {"made": self.made, "note": self._note}
             content |= {"numbers": flat(self.tables), "rows": self._known}
             self._path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             text = markdown(self.tables, self.made, self._note)

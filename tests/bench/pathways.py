@@ -43,7 +43,7 @@ def validation_nats(recommender: Recommender, split: Split) -> float:
     users, least = split.evaluated_users(), recommender.config.positive_from
     targets = recommender.codes[torch.from_numpy(split.validation[users])]
     total = 0.0
-    for rows in np.array_split(np.arange(users.shape[0]), 16):
+    for rows in np.array_split(np.arange(users.shape[0]), min(16, users.shape[0])):
         context = recommender.context([split.signals(int(users[row]), least, with_validation=False) for row in rows])
         wanted = targets[torch.from_numpy(rows)]
         for level, logits in enumerate(recommender.model(context, wanted)):
