@@ -2,23 +2,24 @@
 
     python tests/bench/context_cache.py [--quick] [--out FILE]
 
-Times are medians of interleaved rounds on one thread, of `Recommender.context` from catalogue indices to keys and
-values, for one request and for eight of different users. Weights are random: the time does not depend on them. A whole
-request with a beam of 32 stands beside it, to show what the context's share is.
+Times are of computing (the machine may be shared), medians of interleaved rounds on one thread: `Recommender.context`,
+from catalogue indices to keys and values, for one request and for eight of different users. Weights are random: the
+time does not depend on them. A whole request with a beam of 32 stands beside it, to show what the context's share is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import torch
 from provenance import this_setting
-from quant_cpu import medians_ms
 
 from model.catalogue import Catalogue
 from model.config import PRESETS
@@ -78,6 +79,18 @@ class Visits:
         return [UserSignals([*h, newest], user_id=f"changing {row}") for row, h in enumerate(self._histories)]
 
 
+def medians_ms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median computing time of one call of each arm; the arms take turns, and the first round only warms up."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for timed in range(rounds + 1):
+        for name, arm in arms.items():
+            began = time.process_time()
+            arm()
+            if timed:
+                times[name].append((time.process_time() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 @torch.inference_mode()
 def context_times(known: Recommender, anew: Recommender, visits: Visits, rounds: int) -> dict[str, float]:
     """Milliseconds of a batch's contexts in every arm; the two that must agree to the bit are compared first."""
@@ -93,12 +106,12 @@ def context_times(known: Recommender, anew: Recommender, visits: Visits, rounds:
         "changed": lambda: known.context(visits.changed()),
         "kept": lambda: known.context(named),
     }
-    return medians_ms(arms, rounds, 2)
+    return medians_ms(arms, rounds)
 
 
 def request_ms(known: Recommender, requests: Sequence[UserSignals[int]], rounds: int) -> float:
     """A whole request, its context computed."""
-    return medians_ms({"request": lambda: known.rank(requests, BEAM_WIDTH)}, rounds, 1)["request"]
+    return medians_ms({"request": lambda: known.rank(requests, BEAM_WIDTH)}, rounds)["request"]
 
 
 def main() -> None:
@@ -108,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the numbers here as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rounds = 3 if options.quick else 8
+    rounds = 3 if options.quick else 11
     made, numbers = this_setting(), dict[str, float]()
     for length in LENGTHS:
         known, anew = (recommender_of(length, with_table=with_table) for with_table in (True, False))

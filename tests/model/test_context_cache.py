@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.context_cache import ContextCache, UserContext, batched
@@ -56,6 +56,7 @@ def test_cache_does_not_keep_what_is_larger_than_itself() -> None:
         ContextCache(-1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 40), st.booleans())), st.integers(0, 12_000))
 def test_cache_never_holds_more_than_its_bound_and_counts_its_bytes(
     moves: list[tuple[str, int, bool]], bound: int

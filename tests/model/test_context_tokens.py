@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import OneRecConfig
@@ -22,6 +22,7 @@ SIGNALS = st.builds(
 
 
 @given(st.lists(SIGNALS, min_size=1, max_size=4))
+@settings(deadline=None)
 def test_packed_rows_are_every_pathway_newest_first_and_then_padding(users: list[UserSignals[int]]) -> None:
     tokens = packed([UserTokens.of(user, PATHWAYS) for user in users], PATHWAYS, CPU)
     assert tokens.places is not None
@@ -38,6 +39,7 @@ def test_packed_rows_are_every_pathway_newest_first_and_then_padding(users: list
 
 
 @given(SIGNALS)
+@settings(deadline=None)
 def test_tokens_of_a_model_without_pathways_ignore_what_it_does_not_read(user: UserSignals[int]) -> None:
     own = UserTokens.of(user, TOY)
     assert own == UserTokens.of(UserSignals(user.history), TOY)
@@ -58,6 +60,7 @@ def _digest(user: UserSignals[int], config: OneRecConfig = PATHWAYS, model: str 
 
 
 @given(SIGNALS, SIGNALS)
+@settings(deadline=None)
 def test_digest_is_equal_just_when_the_model_reads_the_same(one: UserSignals[int], other: UserSignals[int]) -> None:
     same = UserTokens.of(one, PATHWAYS) == UserTokens.of(other, PATHWAYS)
     assert (_digest(one) == _digest(other)) is same

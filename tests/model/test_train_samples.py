@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import OneRecConfig
@@ -44,6 +44,7 @@ def _liked_of(tokens: ContextTokens, row: int, config: OneRecConfig) -> list[int
 
 
 @given(RATINGS)
+@settings(deadline=None)
 def test_samples_see_what_was_liked_before_the_target_and_nothing_else(
     histories: list[list[tuple[int, float]]],
 ) -> None:
@@ -75,6 +76,7 @@ def _rated(histories: list[list[tuple[int, float]]], split: Split, user: int) ->
 
 
 @given(RATINGS, st.integers(0, 100))
+@settings(deadline=None)
 def test_samples_do_not_change_with_ratings_that_come_later(histories: list[list[tuple[int, float]]], at: int) -> None:
     """Whatever is thought of the target and all after it, the context of the target stays what it is."""
     split, config = _split(histories), PATHWAYS
