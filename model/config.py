@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from model.errors import ModelError
+
+PATHWAY_FIELDS = ("profile_features", "short_term", "positive_len", "positive_from")
+"""Younger than the first checkpoints: left out of a stored configuration where they have their default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +19,16 @@ class OneRecConfig:
 
     The names in brackets are the paper's (arXiv 2508.20900). Every field is checked when the value is made;
     a wrong one raises `ModelError` naming it.
+
+    The context's pathways are those of OneRec V1 (arXiv 2506.13695): profile, short-term, positive feedback, long-term.
+    V2 names the signals and is silent about lengths, overlap and marks. `context.py` says what was chosen and why.
     """
 
     d_model: int  # [d] width of the decoder's residual stream
     n_layers: int  # [L] decoder blocks
     n_heads: int  # query heads; the head width is d_model / n_heads
     kv_groups: int  # [G] key/value heads of the cross attention (GQA); n_heads = no sharing
-    context_len: int  # [N] history items kept, the newest ones; one profile token is added to them
+    context_len: int  # history items kept, the newest ones: the short-term and the long-term pathway together
     ffn_dim: int  # inner width of the dense SwiGLU; open in the paper, see `_paper`
     sid_embed_dim: int  # width of one semantic-id embedding in the context; 0.05·d_model derived from the paper
     kv_sets: int = 1  # [Lkv] distinct context key/value sets, shared out over the blocks
@@ -36,6 +43,10 @@ class OneRecConfig:
     dense_layers: int = 0  # leading blocks that keep the dense FFN in a mixture-of-experts model
     dropout: float = 0.0  # on the residual branches, in training only
     norm_eps: float = 1e-6
+    profile_features: int = 0  # hash buckets of profile features; 0: the profile token is the same for everybody
+    short_term: int = 0  # newest items of the history with a mark of their own; the rest is long-term
+    positive_len: int = 0  # newest positively rated items, from the whole history, as a pathway of their own
+    positive_from: float = 4.0  # an interaction of this value or more is positive; read only with positive_len
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "kv_groups", "context_len", "ffn_dim", "sid_embed_dim"):
@@ -61,6 +72,15 @@ class OneRecConfig:
             self._at_least("expert_dim", 1)
             if not 1 <= self.experts_per_token <= self.n_experts:
                 raise ModelError(f"experts_per_token: must be in 1..{self.n_experts}, got {self.experts_per_token}")
+        self._check_pathways()
+
+    def _check_pathways(self) -> None:
+        for name in ("profile_features", "short_term", "positive_len"):
+            self._at_least(name, 0)
+        if self.short_term > self.context_len:
+            raise ModelError(f"short_term: {self.short_term} items do not fit into context_len {self.context_len}")
+        if not math.isfinite(self.positive_from):
+            raise ModelError(f"positive_from: must be a finite number, got {self.positive_from!r}")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -79,6 +99,26 @@ class OneRecConfig:
         """Width S·Lkv·G·dh that every context item is mapped to."""
         return self.kv_split * self.kv_sets * self.kv_groups * self.head_dim
 
+    @property
+    def pathways(self) -> dict[str, int]:
+        """Most tokens of each pathway, in the order of the sequence."""
+        return {
+            "profile": 1,
+            "short_term": self.short_term,
+            "long_term": self.context_len - self.short_term,
+            "positive_feedback": self.positive_len,
+        }
+
+    @property
+    def context_items(self) -> int:
+        """Most items in a context; all that is encoded. The profile token is not."""
+        return self.context_len + self.positive_len
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of a context [N]: what a decoder block may attend to."""
+        return sum(self.pathways.values())
+
     def kv_set_of(self, layer: int) -> int:
         """The context set that block `layer` reads: floor(l·Lkv/L)."""
         return layer * self.kv_sets // self.n_layers
@@ -88,8 +128,12 @@ class OneRecConfig:
         return self.n_experts > 0 and layer >= self.dense_layers
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
+        """All fields as JSON values.
+
+        Pathway fields at their default are left out, so that digests of models without them are what they were.
+        """
+        unused = {field.name: field.default for field in fields(self) if field.name in PATHWAY_FIELDS}
+        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OneRecConfig:

@@ -22,7 +22,7 @@ IMPRESSIONS_PER_REQUEST = 5
 class ParameterCount:
     """Trainable parameters by part; the paper's labels ("1B") name `blocks`."""
 
-    context: int  # item encoder, projection, recency, profile and norms
+    context: int  # item encoder, projection, places, pathway marks, profile and norms
     embeddings: int  # the decoder's code embeddings and BOS
     blocks: int  # all decoder blocks
     heads: int  # one norm and one matrix per level
@@ -69,26 +69,26 @@ def training_flops(
 
     With 512 context tokens this gives 2.07, 9.80 and 19.15 GFLOP at 0.1B, 0.5B and 1B; the paper's table 2 says
     1.98, 9.55 and 18.89. What key/value sets and groups add (tables 3 and 4) agrees to the paper's last digit.
-    context_tokens None takes the configured length. Source: arXiv 2508.20900, appendix B.
+    context_tokens None takes the most items of all pathways together. Source: arXiv 2508.20900, appendix B.
     """
-    tokens = config.context_len if context_tokens is None else context_tokens
+    tokens = config.context_items if context_tokens is None else context_tokens
     heads = config.levels * config.codebook_size * config.d_model
     decoder = sum(_block_weights(config, layer) for layer in range(config.n_layers)) + heads
     return 6.0 * (decoder * config.levels + _encoder_weights(config) * tokens / impressions)
 
 
-def forward_flops(config: OneRecConfig, history: int) -> int:
+def forward_flops(config: OneRecConfig, items: int) -> int:
     """Operations of every matrix product of one teacher-forced forward pass of one sample, two per multiplication.
 
-    history: context items, without the profile token, which is not encoded but is attended to. Counted are the item
+    items: of all pathways, without the profile token, which is not encoded but is attended to. Counted are the item
     encoder, all linear layers of the decoder on `levels` tokens, the chosen experts, scores and mixing of both
     attentions (the masked half of the causal one is computed, so it is counted), and each head on its one token.
     """
     tokens, d = config.levels, config.d_model
     weights = sum(_block_weights(config, layer) for layer in range(config.n_layers))
-    attended = config.n_layers * tokens * (history + 1 + tokens) * 2 * d
+    attended = config.n_layers * tokens * (items + 1 + tokens) * 2 * d
     heads = config.levels * config.codebook_size * d
-    return 2 * (weights * tokens + attended + heads + _encoder_weights(config) * history)
+    return 2 * (weights * tokens + attended + heads + _encoder_weights(config) * items)
 
 
 def decode_flops(config: OneRecConfig, batch: int, width: int, context: int) -> int:

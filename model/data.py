@@ -27,7 +27,7 @@ class Interactions:
 
     user, item [n]: indices into `users` and `items`; timestamp [n]: seconds since 1970; value [n]: a rating, a
     watch time or whatever the file holds, NaN where it holds none. titles and genres are per item, "" and ()
-    where unknown.
+    where unknown. profiles is per user, feature -> value, or empty where nothing is known of anybody.
     """
 
     users: tuple[str, ...]
@@ -38,6 +38,7 @@ class Interactions:
     value: FloatArray
     titles: tuple[str, ...]
     genres: tuple[tuple[str, ...], ...]
+    profiles: tuple[Mapping[str, str], ...] = ()
 
     def __len__(self) -> int:
         return int(self.user.shape[0])
@@ -57,8 +58,12 @@ def from_rows(
     rows: Iterable[Row],
     titles: Mapping[str, str] | None = None,
     genres: Mapping[str, Sequence[str]] | None = None,
+    profiles: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Interactions:
-    """Index and sort rows; items known only by title join the catalogue too. Raises DataError without rows."""
+    """Index and sort rows; items known only by title join the catalogue too. Raises DataError without rows.
+
+    titles and genres by item, profiles by user; users known only by profile do not join.
+    """
     titles, genres = titles or {}, genres or {}
     users: dict[str, int] = {}
     items: dict[str, int] = {}
@@ -83,6 +88,7 @@ def from_rows(
         value=np.asarray(columns[3], dtype=np.float64)[order],
         titles=tuple(titles.get(name, "") for name in items),
         genres=tuple(tuple(genres.get(name, ())) for name in items),
+        profiles=tuple(profiles.get(name, {}) for name in users) if profiles else (),
     )
 
 

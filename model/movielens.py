@@ -18,7 +18,12 @@ FOLDER = "recbole/dataset_example/ml-100k/"
 DIGESTS = {
     "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
+PROFILES = "ml-100k.user"
+"""Older caches do not hold it; where their wheel is gone, they go on without it."""
+AGE_BANDS = ((56, "56+"), (50, "50-55"), (45, "45-49"), (35, "35-44"), (25, "25-34"), (18, "18-24"), (0, "under 18"))
+"""From which age on, and the band's name: those of MovieLens-1M, whose ages were published in bands."""
 TIMEOUT_S = 300
 
 
@@ -30,12 +35,14 @@ def fetch_movielens(cache_dir: Path | str, progress: Callable[[str], None] | Non
     say = progress or (lambda _: None)
     cache = Path(cache_dir)
     folder = cache / "ml-100k"
-    if all((folder / name).is_file() for name in DIGESTS):
-        _verify({name: (folder / name).read_bytes() for name in DIGESTS}, str(folder))
+    wheel = cache / WHEEL
+    present = [name for name in DIGESTS if (folder / name).is_file()]
+    missing = DIGESTS.keys() - present
+    if not missing or (missing == {PROFILES} and not wheel.is_file()):
+        _verify({name: (folder / name).read_bytes() for name in present}, str(folder))
         say("MovieLens-100K: cached")
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    wheel = cache / WHEEL
     if not wheel.is_file():
         say(f"MovieLens-100K: downloading {REQUIREMENT}")
         _download(cache)
@@ -81,7 +88,11 @@ def _verify(contents: dict[str, bytes], where: str) -> None:
 
 
 def load_movielens(folder: Path | str) -> Interactions:
-    """100,000 ratings of 943 users on 1,682 films, with titles and genres."""
+    """100,000 ratings of 943 users on 1,682 films, with titles and genres.
+
+    Users have an age band, a gender and an occupation, where the folder holds them; not the postal code, which is
+    nearly as good as a name.
+    """
     folder = Path(folder)
     titles: dict[str, str] = {}
     genres: dict[str, tuple[str, ...]] = {}
@@ -92,7 +103,21 @@ def load_movielens(folder: Path | str) -> Interactions:
         Row(user, item, float(timestamp), float(rating))
         for user, item, rating, timestamp in _table(folder / "ml-100k.inter")
     )
-    return from_rows(ratings, titles, genres)
+    return from_rows(ratings, titles, genres, _profiles(folder / PROFILES))
+
+
+def _profiles(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    return {
+        user: {"age": age_band(int(age)), "gender": gender, "occupation": occupation}
+        for user, age, gender, occupation, _ in _table(path)
+    }
+
+
+def age_band(age: int) -> str:
+    """The name of the band that an age in years falls into."""
+    return next(name for begin, name in AGE_BANDS if age >= begin)
 
 
 def _table(path: Path) -> Iterator[list[str]]:

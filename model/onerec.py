@@ -40,8 +40,7 @@ class OneRecV2(nn.Module):
                     nn.init.zeros_(module.bias)
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.02)  # type: ignore[arg-type]
-        nn.init.normal_(self.context.recency.weight, std=0.1)
-        nn.init.normal_(self.context.profile, std=0.5)
+        self.context.reset_pathways()
         nn.init.normal_(self.bos, std=0.5)
 
     def logits(self, h: Tensor, level: int) -> Tensor:

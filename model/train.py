@@ -66,8 +66,8 @@ def train(
         end = TrainLoop(
             model,
             tokenizer.codes,
-            Samples.of(split),
-            Samples.with_validation(split),
+            Samples.of(split, config),
+            Samples.with_validation(split, config),
             options,
             seed=seed,
             worker=worker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.balance import ExpertBalancer
 from model.context import ContextKV
+from model.context_tokens import ContextTokens
 from model.distributed import Worker
 from model.errors import ModelError
 from model.onerec import OneRecV2
@@ -42,20 +43,22 @@ class NextItemLoss(nn.Module):
         self.history_dropout = history_dropout
         self.register_buffer("codes", codes, persistent=False)
 
-    def forward(self, items: Tensor, valid: Tensor, target: Tensor) -> Tensor:
-        """items, valid [B, N], target [B] -> the batch's mean loss."""
+    def forward(self, tokens: ContextTokens, target: Tensor) -> Tensor:
+        """Contexts of B samples, target [B] -> the batch's mean loss."""
         codes = self.get_buffer("codes")
         if self.model.training and self.history_dropout:
-            valid = valid & (torch.rand(valid.shape, device=valid.device) >= self.history_dropout)
-        return self.model.loss(self._context(codes, items, valid), codes[target])
+            kept = torch.rand(tokens.valid.shape, device=tokens.valid.device) >= self.history_dropout
+            tokens = replace(tokens, valid=tokens.valid & kept)
+        return self.model.loss(self._context(codes, tokens), codes[target])
 
-    def _context(self, codes: Tensor, items: Tensor, valid: Tensor) -> ContextKV:
+    def _context(self, codes: Tensor, tokens: ContextTokens) -> ContextKV:
         """The whole catalogue is encoded once instead of each item where that is less work."""
-        context = self.model.context
+        context, items = self.model.context, tokens.items
         if codes.shape[0] < items.numel():
-            return context.assemble(nn.functional.embedding(items, context.encode_items(codes)), valid)
-        computed: ContextKV = context(codes[items], valid)
-        return computed
+            encoded = nn.functional.embedding(items, context.encode_items(codes))
+        else:
+            encoded = context.encode_items(codes[items])
+        return context.assemble(encoded, tokens.valid, tokens.places, tokens.features)
 
 
 class TrainLoop:
@@ -93,7 +96,7 @@ class TrainLoop:
             "seed": seed,
             "workers": worker.size,
         }
-        data = {"codes": codes, "items": samples.items, "start": samples.start, "targets": validation[1]}
+        data = {"codes": codes, "targets": validation[1]} | samples.tensors()
         data |= {"instant": samples.instant} if options.shuffle_instants else {}
         self._fingerprint = fingerprint_of(settings, data) if state_path is not None else ""
         if worker.rank:
@@ -176,10 +179,9 @@ class TrainLoop:
         return nullcontext()
 
     def _loss(self, objective: nn.Module, samples: Samples, part: Tensor) -> Tensor:
-        items, valid = samples.windows(part, self._model.config.context_len)
-        device = self._worker.device
+        tokens, device = samples.tokens(part, self._model.config), self._worker.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._options.precision == "bfloat16"):
-            loss: Tensor = objective(items.to(device), valid.to(device), samples.items[part].to(device))
+            loss: Tensor = objective(tokens.to(device), samples.items[part].to(device))
         return loss
 
     @torch.no_grad()

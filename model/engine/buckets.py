@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.engine.limits import MOST_BEAMS, MOST_ROWS
 from model.errors import ModelError
+from model.signals import Request, signals_of
 
 LEAST_HISTORY = 64
 _HISTORY_STEP = 8  # tokens behind a history's end are cheap, another graph is not
@@ -64,19 +65,19 @@ def history_size(longest: int) -> int:
     return size
 
 
-def padded(bucket: Bucket, histories: Sequence[Sequence[int]], context_len: int, *, filter_seen: bool = True) -> Tensor:
+def padded(bucket: Bucket, histories: Sequence[Request[int]], context_len: int, *, filter_seen: bool = True) -> Tensor:
     """What a graph reads: [B, N + M] int32 of the newest N items, newest first, and all M = `history` once.
 
-    histories: item indices, oldest first, at most B of at most M items. Each part is padded with -1, and requests
-    without a history fill the batch. Without `filter_seen` the second part is padding alone.
+    histories: item indices, oldest first, or all signals, at most B of at most M items. Each part is padded with -1, and
+    requests without a history fill the batch. Without `filter_seen` the second part is padding alone.
     """
     context = bucket.context(context_len)
     asked = np.full((bucket.batch, context + bucket.history), -1, dtype=np.int32)
-    for row, history in enumerate(histories):
-        newest = history[-context:][::-1]
+    for row, signals in enumerate(map(signals_of, histories)):
+        newest = signals.history[-context:][::-1]
         asked[row, : len(newest)] = newest
         if filter_seen:
-            seen = tuple(dict.fromkeys(history))
+            seen = signals.met
             asked[row, context : context + len(seen)] = seen
     return torch.from_numpy(asked)
 

@@ -38,6 +38,8 @@ def unfit_model(config: OneRecConfig, dtype: torch.dtype, *, eight: bool) -> tup
     reasons = []
     if dtype is not torch.bfloat16:
         reasons.append(f"the weights are {dtype}, the engine computes in bfloat16")
+    if config.profile_features or config.short_term or config.positive_len:
+        reasons.append("the context has pathways beside the history, the engine makes the history's alone")
     if config.levels > MOST_LEVELS:
         reasons.append(f"levels is {config.levels}, at most {MOST_LEVELS} are looked back on")
     if not (power_of_two(config.codebook_size) and WORD <= config.codebook_size <= _MOST_CODES):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.engine.session import Session
 from model.recommender import Recommender
+from model.signals import Request
 
 
 class EngineRecommender(Recommender):
@@ -22,12 +23,11 @@ class EngineRecommender(Recommender):
         self.model, self.catalogue, self.beam_width = plain.model, plain.catalogue, plain.beam_width
         self.config, self.device = plain.config, plain.device
         self.codes, self.trie, self._encoded = plain.codes, plain.trie, plain._encoded
+        self.contexts, self._digest = plain.contexts, plain._digest  # unused: contexts are made inside the graph
         self.session = session
         del self.model.decoder
 
-    def rank(
-        self, histories: Sequence[Sequence[int]], width: int, *, filter_seen: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    def rank(self, histories: Sequence[Request[int]], width: int, *, filter_seen: bool = True) -> tuple[Tensor, Tensor]:
         """As `Recommender.rank`; raises ModelError for a width beyond the engine's."""
         found = self.session.search(histories, width, filter_seen=filter_seen)
         return found.items, found.scores

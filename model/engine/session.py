@@ -17,6 +17,7 @@ from model.engine.buckets import Bucket, bucket_for, ladder, most_requests, padd
 from model.engine.context import History
 from model.engine.decode import Decoder, Walk
 from model.engine.prefixes import Prefixes
+from model.signals import Request, signals_of
 
 M = TypeVar("M")
 
@@ -53,8 +54,8 @@ class Session(Generic[M]):
             self._pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
-    def search(self, histories: Sequence[Sequence[int]], width: int, *, filter_seen: bool = True) -> Beams:
-        """The best unseen items of each history (catalogue indices, oldest first), `width` columns.
+    def search(self, histories: Sequence[Request[int]], width: int, *, filter_seen: bool = True) -> Beams:
+        """The best unseen items for each history (catalogue indices, oldest first) or all signals, `width` columns.
 
         As `model.beam.beam_search`, with the beam as wide as the next power of two. A batch of more than MOST_ROWS
         rows is answered in pieces. Raises ModelError for a width beyond MOST_BEAMS.
@@ -83,8 +84,8 @@ class Session(Generic[M]):
             self._decoder.arithmetic.name, len(buckets), time.monotonic() - began_s,
         )  # fmt: skip
 
-    def _answer(self, histories: Sequence[Sequence[int]], width: int, filter_seen: bool) -> Beams:
-        longest = max(len(history) for history in histories)
+    def _answer(self, histories: Sequence[Request[int]], width: int, filter_seen: bool) -> Beams:
+        longest = max(max(len(one.history), len(one.met)) for one in map(signals_of, histories))
         bucket = bucket_for(len(histories), width, longest)
         found = self._run(bucket, padded(bucket, histories, self._context_len, filter_seen=filter_seen))
         count = len(histories)

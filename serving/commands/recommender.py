@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +62,7 @@ def evaluate(
     """HR@k and NDCG@k of a checkpoint, leave-one-out over the whole catalogue."""
     with plain_errors():
         from model.errors import DataError
-        from model.evaluate import evaluate as measure
-        from model.evaluate import ranker_of
+        from model.evaluate import evaluate_signals
         from model.split import leave_one_out
         from quant.load import load_recommender
         from serving.pipeline import load_data
@@ -71,7 +71,7 @@ def evaluate(
         recommender = load_recommender(checkpoint)
         if recommender.catalogue.ids != interactions.items:
             raise DataError(f"{checkpoint}: was trained on another catalogue than that of the data")
-        found = measure(ranker_of(recommender), leave_one_out(interactions), k)
+        found = evaluate_signals(recommender, leave_one_out(interactions), k)
         typer.echo(f"HR@{k} {found.hit_rate:.4f}  NDCG@{k} {found.ndcg:.4f}  users {found.users:,}")
 
 
@@ -79,21 +79,41 @@ def recommend(
     checkpoint: Checkpoint,
     history: Annotated[list[str] | None, typer.Argument(help="item ids, oldest first")] = None,
     k: Annotated[int, typer.Option(min=1, max=100)] = 10,
+    liked: Annotated[list[str] | None, typer.Option(help="id of a liked item, oldest first; may be repeated")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="key=value of the user; may be repeated")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """What a checkpoint recommends after a history."""
+    """What a checkpoint recommends after a history, to somebody with that profile who liked those items."""
     with plain_errors():
         from model.recommender import Recommender
+        from model.signals import UserSignals
         from quant.load import load_recommender
 
+        signals = UserSignals(history or [], liked or [], _profile(profile or []))
         recommender: Recommender = load_recommender(checkpoint)
-        items = recommender.recommend([list(history or [])], k)[0]
+        for option, given, known in (
+            ("--liked", signals.liked, recommender.config.positive_len),
+            ("--profile", signals.profile, recommender.config.profile_features),
+        ):
+            if given and not known:
+                typer.echo(f"{option}: this checkpoint has no such pathway and does not read it", err=True)
+        items = recommender.recommend([signals], k)[0]
         if as_json:
             typer.echo(json.dumps([{"item_id": item.item_id, "score": item.score} for item in items]))
             return
         for place, item in enumerate(items, start=1):
             title = recommender.catalogue.title(item.item_id)
             typer.echo(f"{place:>3}  {item.item_id:<12} {item.score:8.3f}  {title}")
+
+
+def _profile(pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (equals and name and value):
+            raise typer.BadParameter(f"--profile: expected key=value, got {pair!r}")
+        found[name] = value
+    return found
 
 
 def quantize(

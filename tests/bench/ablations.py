@@ -3,9 +3,10 @@
     python tests/bench/ablations.py [--tables NAME ...] [--epochs N] [--seed S] [--quick] [--fresh] [--out FILE.json]
 
 Tables: Lkv (context key/value sets, with and without values of their own), G (key/value heads), codes (levels × codes),
-beam (width, on one model), trie (share of illegal ids without it, on the same model). Every model is trained anew on
-the same split and seed for a few epochs, so compare within a table, not with fully trained models. A training that FILE
-holds already is not repeated. Writes FILE and Markdown beside it; the last line is one JSON object of flat numbers.
+beam (width, on one model), trie (share of illegal ids without it, on the same model), Pathways (of the context, see
+`pathways.py`). Every model is trained anew on the same split and seed for a few epochs, so compare within a table, not
+with fully trained models. A training that FILE holds already is not repeated. Writes FILE and Markdown beside it; the
+last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import this_setting
+from ablation_results import CONTEXT, Results, Row, flat, markdown
+from pathways import PATHWAYS, SEEDS, pathway_row
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -41,7 +43,6 @@ K = 10
 WIDE = 64
 BASE = replace(PRESETS["tiny"], n_layers=4)  # as many blocks as allow three values of Lkv
 WIDTHS = (10, 16, 32, 64, 128, 256, 512)
-Row = dict[str, float]
 Advance = Callable[[float], None]
 
 
@@ -174,79 +175,6 @@ def searched(recommender: Recommender, split: Split, trie: ItemTrie, item_of_lea
     }
 
 
-COLUMNS: dict[str, tuple[str, str]] = {
-    "nats": ("-log p(test item), nats", "{:.3f}"),
-    "hr": ("HR@10", "{:.4f}"),
-    "ndcg": ("NDCG@10", "{:.4f}"),
-    "coverage": ("catalogue shown", "{:.1%}"),
-    "illegal_top10": ("illegal of the top 10", "{:.1%}"),
-    "illegal_beam": ("illegal of the beam", "{:.1%}"),
-    "parameters": ("parameters", "{:,.0f}"),
-    "mflop": ("MFLOP a sample", "{:.2f}"),
-    "kv_values": ("context values an item", "{:.0f}"),
-    "ms": ("ms of computing a request", "{:.1f}"),
-}
-TITLES = {
-    "Lkv": "Context key/value sets (Lkv) and values of their own (S=2)",
-    "G": "Key/value heads of the cross attention (G; 4 query heads)",
-    "codes": "Semantic ids: levels × codes",
-    "beam": "Beam width",
-    "trie": "Without the trie of valid items",
-}
-
-
-def markdown(tables: dict[str, dict[str, Row]], setting: dict[str, str], note: str) -> str:
-    """All tables that there are."""
-    lines = ["# Ablations of OneRec-V2 on MovieLens-100K", "", note]
-    for name, rows in tables.items():
-        columns = [column for column in COLUMNS if column in next(iter(rows.values()))]
-        lines += ["", f"## {TITLES[name]}", "", "| | " + " | ".join(COLUMNS[column][0] for column in columns) + " |"]
-        lines.append("|---" * (len(columns) + 1) + "|")
-        for label, row in rows.items():
-            lines.append(
-                f"| {label} | " + " | ".join(COLUMNS[column][1].format(row[column]) for column in columns) + " |"
-            )
-    lines += ["", f"{setting['hardware']}; {setting['versions']}; commit {setting['commit']}; `{setting['command']}`."]
-    return "\n".join(lines)
-
-
-def flat(tables: dict[str, dict[str, Row]]) -> Row:
-    """{"Lkv Lkv=1, S=1 hr": 0.19, ...}"""
-    return {
-        f"{name} {label} {column}": round(value, 5)
-        for name, rows in tables.items()
-        for label, row in rows.items()
-        for column, value in row.items()
-    }
-
-
-class Results:
-    """The rows so far, written to a file after each one; rows of the same settings are taken from that file."""
-
-    def __init__(self, path: Path | None, note: str, fresh: bool) -> None:
-        self.tables: dict[str, dict[str, Row]] = {}
-        self._path, self._note, self._known = path, note, {}
-        self.setting = this_setting()  # now: the checkout may move on during the training
-        if path is not None and path.is_file() and not fresh:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            self._known = earlier["rows"] if earlier["note"] == note else {}
-
-    def known(self, table: str, label: str) -> Row | None:
-        """The row as it was made earlier, in this run or one before."""
-        found: Row | None = self._known.get(f"{table}|{label}")
-        return found
-
-    def keep(self, table: str, label: str, row: Row) -> None:
-        """Add a row and write."""
-        self._known[f"{table}|{label}"] = row
-        self.tables.setdefault(table, {})[label] = row
-        if self._path is not None:
-            content = self.setting | {"note": self._note, "numbers": flat(self.tables), "rows": self._known}
-            self._path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            text = markdown(self.tables, self.setting, self._note)
-            self._path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-
-
 def make_trained(
     name: str, variants: list[Variant], results: Results, train_one: Callable[[str, Variant], Row]
 ) -> None:
@@ -262,7 +190,7 @@ def make_trained(
 def main() -> None:
     """Make the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [*TRAINED, *SEARCHED]
+    names = [*TRAINED, *SEARCHED, CONTEXT]
     parser.add_argument("--tables", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
@@ -301,7 +229,14 @@ def main() -> None:
         if "trie" in options.tables:
             for label, row in trie_rows(base, split, (10,) if options.quick else (10, 64, 512)).items():
                 results.keep("trie", label, row)
-    print(markdown(results.tables, results.setting, note))
+        if CONTEXT in options.tables:
+            full = TrainOptions(epochs=1) if options.quick else TrainOptions()
+            seeds = SEEDS[:1] if options.quick else SEEDS
+            for label, config in list(PATHWAYS.items())[: 2 if options.quick else None]:
+                row = results.known(CONTEXT, label)
+                row = row or pathway_row(config, split, full, seeds, WIDE, bar(f"{CONTEXT}: {label}"))
+                results.keep(CONTEXT, label, row)
+    print(markdown(results.tables, results.made, note))
     print(json.dumps(flat(results.tables)))
 
 

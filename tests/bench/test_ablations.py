@@ -94,3 +94,23 @@ def test_a_configuration_that_several_tables_share_is_trained_once_and_rows_are_
     assert json.loads(path.read_text())["numbers"]["G G=2 nats"] == 1.0
     assert "| G=2 | 1.000 |" in path.with_suffix(".md").read_text()
     assert Results(path, "another note", fresh=False).known("G", "G=2") is None
+
+
+def test_tables_that_are_not_made_again_stay_with_what_they_were_made_with(tmp_path: Path) -> None:
+    path = tmp_path / "ablations.json"
+    first = Results(path, "note", fresh=False)
+    first.keep("G", "G=2", {"nats": 1.0})
+    made = json.loads(path.read_text())
+    del made["made"]  # as files were before tables were told apart
+    path.write_text(json.dumps(made | {"commit": "before"}))
+    later = Results(path, "note", fresh=False)
+    later.keep("trie", "W=10", {"hr": 0.5})
+    content = json.loads(path.read_text())
+    assert content["numbers"] == {"G G=2 nats": 1.0, "trie W=10 hr": 0.5}
+    assert content["made"]["G"]["commit"] == "before"
+    assert content["made"]["trie"]["commit"] == first.setting["commit"]
+    text = path.with_suffix(".md").read_text()
+    assert text.index("## Key/value heads") < text.index("## Without the trie")
+    assert "commit before" in text
+    later.keep("G", "G=2", {"nats": 1.0})
+    assert later.made["G"]["commit"] == "before", "the same row again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -30,6 +31,9 @@ TOY = OneRecConfig(
 )
 
 
+PATHWAYS = dataclasses.replace(TOY, short_term=2, positive_len=3, profile_features=7)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Toy tensors are too small to share between threads, which only get in each other's way: every test here."""
@@ -42,6 +46,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def toy_config() -> OneRecConfig:
     return TOY
+
+
+@pytest.fixture
+def pathway_config() -> OneRecConfig:
+    """All four pathways."""
+    return PATHWAYS
 
 
 @pytest.fixture
@@ -97,4 +107,6 @@ def _random_model(config: OneRecConfig, seed: int = 0) -> OneRecV2:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif name.startswith("heads"):
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
+            elif name == "context.features.weight":
+                parameter.copy_(torch.randn_like(parameter))
     return model

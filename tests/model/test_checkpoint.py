@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.catalogue import Catalogue
 from model.checkpoint import FILES, SUMS, build_model, load, read, save, write
+from model.config import OneRecConfig
 from model.errors import CheckpointError
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
@@ -44,6 +46,24 @@ def test_checkpoint_round_trips_everything(folder: Path, toy_model: OneRecV2, to
     assert loaded.files.catalogue.ids[3] == "i3"
     assert loaded.files.extra == {"seed": 1}
     assert loaded.files.quantization is None
+
+
+def test_checkpoint_with_pathways_round_trips_and_is_not_taken_for_one_without(
+    tmp_path: Path,
+    make_model: Callable[..., OneRecV2],
+    pathway_config: OneRecConfig,
+    toy_catalogue: Catalogue,
+    toy_tokenizer: Tokenizer,
+) -> None:
+    model = make_model(pathway_config)
+    save(tmp_path / "c", model, pathway_config, toy_catalogue, toy_tokenizer)
+    loaded = load(tmp_path / "c")
+    assert loaded.files.config == pathway_config
+    again = loaded.model.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    _edit_config(tmp_path / "c", model=pathway_config.to_dict() | {"positive_len": 0})
+    with pytest.raises(CheckpointError, match=r"unknown tensor 'context\.positive"):
+        load(tmp_path / "c")
 
 
 def test_checkpoint_in_bfloat16_is_cast_and_deterministic(

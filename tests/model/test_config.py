@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -30,6 +31,13 @@ def test_config_round_trips_through_json(name: str) -> None:
         ({"n_experts": 4, "experts_per_token": 2}, "expert_dim"),
         ({"n_layers": True}, "n_layers"),
         ({"n_layers": "2"}, "n_layers"),
+        ({"short_term": 21}, "short_term"),
+        ({"short_term": -1}, "short_term"),
+        ({"positive_len": -1}, "positive_len"),
+        ({"positive_len": 1.0}, "positive_len"),
+        ({"positive_from": math.nan}, "positive_from"),
+        ({"profile_features": -1}, "profile_features"),
+        ({"profile_features": True}, "profile_features"),
     ],
 )
 def test_config_impossible_value_is_refused_by_name(change: dict[str, object], named: str) -> None:
@@ -77,3 +85,19 @@ def test_config_presets_are_the_papers_sizes(name: str, sizes: tuple[int, ...]) 
     config = PRESETS[name]
     assert (config.d_model, config.n_layers, config.n_heads, config.sid_embed_dim) == sizes
     assert (config.kv_sets, config.kv_split, config.kv_groups) == (1, 1, config.n_heads)
+
+
+@pytest.mark.parametrize(("short", "positive"), [(0, 0), (5, 0), (20, 7), (0, 7)])
+def test_config_pathways_together_are_the_tokens_of_the_context(short: int, positive: int) -> None:
+    config = dataclasses.replace(PRESETS["tiny"], short_term=short, positive_len=positive)
+    assert list(config.pathways.values()) == [1, short, 20 - short, positive]
+    assert config.context_tokens == 1 + config.context_items == 21 + positive
+
+
+def test_config_without_pathways_is_stored_as_it_was_before_there_were_any() -> None:
+    plain, changed = PRESETS["tiny"], dataclasses.replace(PRESETS["tiny"], short_term=5, positive_from=3.5)
+    assert not set(plain.to_dict()) & {"profile_features", "short_term", "positive_len", "positive_from"}
+    assert changed.to_dict() == plain.to_dict() | {"short_term": 5, "positive_from": 3.5}
+    assert OneRecConfig.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+    with pytest.raises(ModelError, match="positive_from"):
+        OneRecConfig.from_dict(plain.to_dict() | {"positive_from": "4"})

@@ -22,6 +22,8 @@ TOY_EXPERTS = {
     "dense_layers": 1,
 }
 
+TOY_PATHWAYS = {"short_term": 2, "positive_len": 3, "profile_features": 7}
+
 
 def _loop_count_block(config: OneRecConfig, layer: int) -> tuple[int, int, int]:
     """(what every token uses, all routed experts, the routed experts that one token uses)."""
@@ -48,6 +50,9 @@ def _loop_count(config: OneRecConfig) -> dict[str, int]:
             for _ in range(config.kv_groups):
                 width += dh
     context = width + config.context_len * width  # profile token, recency
+    context += config.positive_len * width + config.profile_features * width
+    for marked in (config.short_term, config.positive_len):
+        context += width if marked else 0
     for _ in range(config.levels):
         context += config.codebook_size * config.sid_embed_dim
     inner = config.levels * config.sid_embed_dim
@@ -86,7 +91,7 @@ def test_parameters_of_every_preset_equal_a_count_by_loops(name: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"kv_sets": 3, "kv_split": 1}, {"kv_groups": 4}, {"encoder_dim": 0}, {"levels": 4}, TOY_EXPERTS],
+    [{"kv_sets": 3, "kv_split": 1}, {"kv_groups": 4}, {"encoder_dim": 0}, {"levels": 4}, TOY_EXPERTS, TOY_PATHWAYS],
 )
 def test_parameters_of_every_feature_equal_a_count_by_loops(change: dict[str, int], toy_config: OneRecConfig) -> None:
     config = dataclasses.replace(toy_config, **change)
@@ -165,6 +170,19 @@ def _measured_forward(config: OneRecConfig, history: int) -> int:
 @pytest.mark.parametrize("history", [1, 20])
 def test_forward_flops_equal_torchs_own_counter(name: str, history: int) -> None:
     assert forward_flops(PRESETS[name], history) == _measured_forward(PRESETS[name], history)
+
+
+def test_flops_of_all_pathways_are_those_of_their_items() -> None:
+    plain = dataclasses.replace(PRESETS["0.1B"], context_len=512)
+    config = dataclasses.replace(plain, context_len=384, short_term=20, positive_len=128, profile_features=1000)
+    assert training_flops(config) == training_flops(plain)
+    with torch.device("meta"):
+        model = OneRecV2(config).eval()
+        codes, valid = torch.zeros(1, 512, 3, dtype=torch.int64), torch.ones(1, 512, dtype=torch.bool)
+        places, features = torch.arange(512), torch.zeros(1, 3, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(model.context(codes, valid, places, features), codes[:, 0])
+    assert forward_flops(config, config.context_items) == counter.get_total_flops() == forward_flops(plain, 512)
 
 
 @torch.no_grad()

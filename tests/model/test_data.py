@@ -93,3 +93,11 @@ def test_from_rows_adds_items_known_only_by_title() -> None:
     assert data.items == ("x", "y")
     assert data.titles == ("", "Why")
     assert data.genres == ((), ("odd",))
+
+
+def test_from_rows_gives_each_user_a_profile_and_strangers_none() -> None:
+    rows = [Row("b", "x", 2.0, 1.0), Row("a", "x", 1.0, 1.0)]
+    data = from_rows(rows, profiles={"a": {"gender": "F"}, "c": {"gender": "M"}})
+    assert data.users == ("b", "a")
+    assert data.profiles == ({}, {"gender": "F"})
+    assert from_rows(rows).profiles == ()

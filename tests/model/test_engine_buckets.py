@@ -18,6 +18,7 @@ from model.engine.buckets import (
 )
 from model.engine.limits import MOST_BEAMS, MOST_ROWS
 from model.errors import ModelError
+from model.signals import UserSignals
 
 
 def test_sizes_are_rounded_up_by_little() -> None:
@@ -76,3 +77,11 @@ def test_a_width_beyond_the_kernels_is_refused(width: int) -> None:
 def test_a_launch_has_no_more_rows_than_the_kernels_take() -> None:
     assert most_requests(512) == MOST_ROWS // 512
     assert all(batch_size(most_requests(width)) * beam_width(width) <= MOST_ROWS for width in (1, 50, 512, 1024))
+
+
+def test_liked_items_are_left_out_of_the_answer_and_of_the_history() -> None:
+    bucket = bucket_for(1, 8, 4)
+    asked = padded(bucket, [UserSignals([1, 2], liked=[7, 2])], context_len=3)
+    context = bucket.context(3)
+    assert asked[0, :2].tolist() == [2, 1]
+    assert asked[0, context : context + 4].tolist() == [1, 2, 7, -1]

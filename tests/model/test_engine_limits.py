@@ -31,6 +31,8 @@ def test_the_small_presets_fit_in_16_bit() -> None:
     ("change", "reason"),
     [
         ({"levels": 4}, "levels is 4"),
+        ({"positive_len": 5}, "pathways beside the history"),
+        ({"profile_features": 8}, "pathways beside the history"),
         ({"codebook_size": 8000}, "codebook_size 8000"),
         ({"codebook_size": 16}, "codebook_size 16"),
         ({"codebook_size": 65536}, "codebook_size 65536"),

@@ -13,8 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.catalogue import Catalogue
 from model.config import OneRecConfig
 from model.onerec import OneRecV2
+from model.recommender import Recommender
+from model.semantic_ids import Tokenizer
+from model.signals import UserSignals, profile_buckets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,24 +64,37 @@ class LoopModel:
     def __init__(self, config: OneRecConfig, weights: dict[str, Tensor]) -> None:
         self.config, self.w = config, {name: value.double().tolist() for name, value in weights.items()}
 
-    def context(self, history: list[list[int]]) -> tuple[list[list[Matrix]], list[list[Matrix]]]:
+    def context(
+        self, history: list[list[int]], liked: list[list[int]] | None = None, buckets: list[int] | None = None
+    ) -> tuple[list[list[Matrix]], list[list[Matrix]]]:
         """keys[set][group] and values[set][group]: one vector per token, the profile token first."""
         c, w = self.config, self.w
-        tokens = [w["context.profile"]]
+        profile = w["context.profile"]
+        for bucket in buckets or []:
+            profile = plus(profile, w["context.features.weight"][bucket])
+        tokens = [profile]
         for place, codes in enumerate(history):
-            x: Vector = []
-            for level in range(c.levels):
-                x += w[f"context.embed.{level}.weight"][codes[level]]
-            if c.encoder_dim:
-                x = plus(times(w["context.hidden.weight"], x), w["context.hidden.bias"])
-                x = [v if v > 0 else 0.01 * v for v in x]
-            tokens.append(plus(times(w["context.project.weight"], x), w["context.recency.weight"][place]))
+            token = plus(self._encoded(codes), w["context.recency.weight"][place])
+            tokens.append(plus(token, w["context.short_term"]) if place < c.short_term else token)
+        for place, codes in enumerate(liked or []):
+            token = plus(self._encoded(codes), w["context.positive_recency.weight"][place])
+            tokens.append(plus(token, w["context.positive"]))
         keys: list[list[Matrix]] = []
         values: list[list[Matrix]] = []
         for j in range(c.kv_sets):
             keys.append(self._set(tokens, j * c.kv_split))
             values.append(self._set(tokens, j * c.kv_split + 1) if c.kv_split == 2 else keys[-1])
         return keys, values
+
+    def _encoded(self, codes: list[int]) -> Vector:
+        c, w = self.config, self.w
+        x: Vector = []
+        for level in range(c.levels):
+            x += w[f"context.embed.{level}.weight"][codes[level]]
+        if c.encoder_dim:
+            x = plus(times(w["context.hidden.weight"], x), w["context.hidden.bias"])
+            x = [v if v > 0 else 0.01 * v for v in x]
+        return times(w["context.project.weight"], x)
 
     def _set(self, tokens: Matrix, chunk: int) -> list[Matrix]:
         """C_chunk, normed head by head: [group][token]."""
@@ -89,10 +106,16 @@ class LoopModel:
             for g in range(c.kv_groups)
         ]
 
-    def logits(self, history: list[list[int]], target: list[int]) -> Matrix:
+    def logits(
+        self,
+        history: list[list[int]],
+        target: list[int],
+        liked: list[list[int]] | None = None,
+        buckets: list[int] | None = None,
+    ) -> Matrix:
         """One row per level, given the levels before it."""
         c, w = self.config, self.w
-        keys, values = self.context(history)
+        keys, values = self.context(history, liked, buckets) if liked or buckets else self.context(history)
         h = [w["bos"]] + [w[f"token_embed.{level}.weight"][target[level]] for level in range(c.levels - 1)]
         for layer in range(c.n_layers):
             j = math.floor(layer * c.kv_sets / c.n_layers)
@@ -186,6 +209,43 @@ def test_logits_equal_the_stated_equations_by_loops(
         for level, expected in enumerate(loops.logits(known, target[user].tolist())):
             torch.testing.assert_close(
                 got[level][user], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-5
+            )
+
+
+PATHWAYS = [
+    pytest.param({"short_term": 2}, id="short-term mark"),
+    pytest.param({"short_term": 6}, id="short-term only"),
+    pytest.param({"positive_len": 3}, id="positive feedback"),
+    pytest.param({"profile_features": 7}, id="profile"),
+    pytest.param({"short_term": 2, "positive_len": 3, "profile_features": 7}, id="all"),
+    pytest.param({"short_term": 2, "positive_len": 3, "profile_features": 7, "encoder_dim": 0}, id="all, linear"),
+]
+
+
+@pytest.mark.parametrize("change", PATHWAYS)
+@torch.no_grad()
+def test_logits_of_every_pathway_equal_the_stated_equations_by_loops(
+    change: dict[str, int], make_model: Callable[..., OneRecV2], toy_config: OneRecConfig
+) -> None:
+    """From what is known of a user, by way of the recommender, whose batch has contexts of several lengths."""
+    model, loops = _built(change, make_model, toy_config)
+    c, codes = model.config, torch.cartesian_prod(*[torch.arange(5)] * 3)[torch.randperm(125)[:20]]
+    names = tuple(f"i{item}" for item in range(20))
+    recommender = Recommender(model, Catalogue(names, names, ((),) * 20), Tokenizer(codes, torch.zeros(3, 5, 2)))
+    users = [
+        UserSignals([3, 1, 4, 1, 5, 9, 2, 6], [4, 1, 2, 6], {"age": "25-34", "gender": "F"}),
+        UserSignals([7], [8, 9], {}),
+        UserSignals([], [], {"age": "56+"}),
+    ]
+    target = torch.tensor([[0, 1, 2], [3, 4, 0], [1, 1, 1]])
+    got = model(recommender.context(users), target)
+    for row, user in enumerate(users):
+        history = [codes[item].tolist() for item in list(user.history)[::-1][: c.context_len]]
+        liked = [codes[item].tolist() for item in list(user.liked)[::-1][: c.positive_len]]
+        buckets = profile_buckets(user.profile, c.profile_features)
+        for level, expected in enumerate(loops.logits(history, target[row].tolist(), liked, buckets)):
+            torch.testing.assert_close(
+                got[level][row], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-5
             )
 
 

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from model.catalogue import Catalogue
+from model.config import OneRecConfig
 from model.data import IntArray
-from model.evaluate import accuracy, evaluate, ranker_of
+from model.evaluate import accuracy, evaluate, evaluate_signals, ranker_of
 from model.onerec import OneRecV2
 from model.recommender import Recommender
 from model.semantic_ids import Tokenizer
+from model.signals import UserSignals
 from model.split import Split
 
 
@@ -47,3 +52,38 @@ def test_ranker_of_a_recommender_agrees_with_it_across_batches(
     for history, row in zip(histories, ranked, strict=True):
         (answer,) = recommender.recommend([[names[item] for item in history]], k=5)
         assert [scored.item_id for scored in answer] == [names[item] for item in row]
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_evaluation_with_signals_equals_that_with_histories_for_a_model_without_pathways(
+    toy_model: OneRecV2, toy_split: Split, toy_tokenizer: Tokenizer, validation: bool
+) -> None:
+    recommender = Recommender(toy_model, Catalogue.of(toy_split.interactions), toy_tokenizer, beam_width=10)
+    plain = evaluate(ranker_of(recommender), toy_split, 5, validation=validation)
+    assert evaluate_signals(recommender, toy_split, 5, validation=validation, batch_size=7) == plain
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_evaluation_with_signals_shows_only_what_precedes_the_target(
+    make_model: Callable[..., OneRecV2],
+    pathway_config: OneRecConfig,
+    toy_split: Split,
+    toy_tokenizer: Tokenizer,
+    validation: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    liked = dataclasses.replace(toy_split, values=tuple(np.full(len(v), 5.0) for v in toy_split.values))
+    recommender = Recommender(make_model(pathway_config), Catalogue.of(liked.interactions), toy_tokenizer, 5)
+    asked: list[UserSignals[int]] = []
+    rank = Recommender.rank
+
+    def noting(self: Recommender, users: list[UserSignals[int]], width: int) -> tuple[Tensor, Tensor]:
+        asked.extend(users)
+        return rank(self, users, width)
+
+    monkeypatch.setattr(Recommender, "rank", noting)
+    evaluate_signals(recommender, liked, 5, validation=validation)
+    for user, signals in enumerate(asked):
+        assert signals.liked == signals.history == liked.history(user, with_validation=not validation).tolist()
+        assert liked.test[user] not in signals.liked
+        assert (liked.validation[user] in signals.liked) is not validation

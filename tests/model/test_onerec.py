@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import pytest
@@ -7,6 +9,30 @@ import torch
 
 from model.config import PRESETS, OneRecConfig
 from model.onerec import OneRecV2
+from model.split import Split
+from model.train import TrainOptions, train
+
+CONTEXT_BEFORE = {
+    "embed.0.weight",
+    "embed.1.weight",
+    "embed.2.weight",
+    "hidden.bias",
+    "hidden.weight",
+    "norms.0.weight",
+    "profile",
+    "project.weight",
+    "recency.weight",
+}
+BOS_SUM = 0.36564814671874046
+LOSSES_BEFORE = (
+    4.134527683258057,
+    3.683610677719116,
+    3.358954668045044,
+    3.0992822647094727,
+    2.9131014347076416,
+    2.7820351123809814,
+    2.7147457599639893,
+)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -55,3 +81,22 @@ def test_toy_and_tiny_models_are_small_and_finite(toy_config: OneRecConfig) -> N
     model = OneRecV2(PRESETS["tiny"])
     assert sum(parameter.numel() for parameter in model.parameters()) < 500_000
     assert all(torch.isfinite(parameter).all() for parameter in OneRecV2(toy_config).parameters())
+
+
+def test_tiny_is_what_it_was_before_there_were_pathways() -> None:
+    """Names, number and draw of the weights, as recorded then; so old checkpoints load and old seeds mean the same."""
+    torch.manual_seed(0)
+    model = OneRecV2(PRESETS["tiny"])
+    context = {name for name in model.state_dict() if name.startswith("context.")}
+    assert context == {f"context.{name}" for name in CONTEXT_BEFORE}
+    assert len(model.state_dict()) == 36
+    assert sum(parameter.numel() for parameter in model.parameters()) == 142_768
+    assert float(model.bos.detach().double().sum()) == pytest.approx(BOS_SUM, rel=1e-5)
+    stored = json.dumps(PRESETS["tiny"].to_dict()).encode()
+    assert hashlib.sha256(stored).hexdigest().startswith("ec3e1fd506fbb34c")
+
+
+def test_tiny_trains_as_it_did_before_there_were_pathways(toy_split: Split) -> None:
+    """The first steps' losses as recorded then; equal to the bit on the same CPU, and nearly so on others."""
+    result = train(toy_split, PRESETS["tiny"], 0, TrainOptions(epochs=1, batch_size=32))
+    assert result.step_losses == pytest.approx(LOSSES_BEFORE, rel=1e-4)

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from model import recommender as recommender_module
 from model.catalogue import Catalogue
 from model.checkpoint import CheckpointFiles, build_model, save
+from model.config import OneRecConfig
+from model.context_tokens import UserTokens
 from model.errors import CheckpointError, ModelError
 from model.onerec import OneRecV2
 from model.recommender import Recommender, compute_dtype
 from model.semantic_ids import Tokenizer
+from model.signals import UserSignals
+
+NAMES = [f"i{item}" for item in range(20)]
 
 
 @pytest.fixture
@@ -120,3 +129,141 @@ def test_sixteen_bit_weights_compute_in_float32_where_the_cpu_has_no_units(monke
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert compute_dtype(torch.bfloat16, "cpu") is torch.bfloat16
     assert compute_dtype(torch.float16, "cpu") is torch.float32
+
+
+@pytest.fixture
+def told(
+    make_model: Callable[..., OneRecV2],
+    pathway_config: OneRecConfig,
+    toy_catalogue: Catalogue,
+    toy_tokenizer: Tokenizer,
+) -> Recommender:
+    """A recommender whose model has all pathways."""
+    return Recommender(make_model(pathway_config), toy_catalogue, toy_tokenizer, beam_width=8)
+
+
+def test_recommend_every_signal_changes_the_scores(told: Recommender) -> None:
+    full = UserSignals(["i1", "i2", "i3"], ["i2"], {"gender": "F"})
+    others = [
+        full,
+        dataclasses.replace(full, history=["i1", "i3", "i2"]),
+        dataclasses.replace(full, liked=["i3"]),
+        dataclasses.replace(full, liked=[]),
+        dataclasses.replace(full, profile={}),
+    ]
+    scores = {tuple(told.recommend([other], k=5)[0]) for other in others}
+    assert len(scores) == len(others)
+
+
+def test_recommend_signals_of_a_history_alone_are_answered_like_it(told: Recommender) -> None:
+    assert told.recommend([UserSignals(["i1", "i2"])], k=5) == told.recommend([["i1", "i2"]], k=5)
+
+
+def test_recommend_leaves_out_liked_items_too_and_names_unknown_ones(told: Recommender) -> None:
+    (row,) = told.recommend([UserSignals(["i1"], ["i2"])], k=20)
+    assert {scored.item_id for scored in row} == set(NAMES) - {"i1", "i2"}
+    with pytest.raises(ModelError, match="unknown item 'zzz'"):
+        told.recommend([UserSignals(["i1"], ["zzz"])], k=3)
+
+
+def test_recommend_a_model_without_pathways_ignores_their_signals(recommender: Recommender) -> None:
+    plain = recommender.recommend([["i1", "i2"]], k=5)
+    assert recommender.recommend([UserSignals(["i1", "i2"], ["i2"], {"gender": "F"})], k=5) == plain
+
+
+def test_context_rows_have_all_valid_tokens_first(told: Recommender) -> None:
+    """What reads keys up to a length, as the engine does, may take the count of valid tokens for it."""
+    users = [UserSignals([1, 2, 3], [2]), UserSignals([1], [2, 3, 4, 5]), UserSignals([], [])]
+    for named in (False, True):
+        context = told.context([dataclasses.replace(user, user_id=str(user) * named) for user in users])
+        assert context.mask[:, 0, 0].sum(1).tolist() == [1 + 3 + 1, 1 + 1 + 3, 1]
+        assert torch.equal(context.mask[:, 0, 0], context.mask[:, 0, 0].sort(descending=True, stable=True).values)
+
+
+ITEMS = st.lists(st.sampled_from(NAMES), max_size=9)
+VISIT = st.builds(
+    UserSignals,
+    history=ITEMS,
+    liked=ITEMS,
+    profile=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy")),
+    user_id=st.sampled_from(["", "anna", "berta", "clara"]),
+)
+
+
+@pytest.mark.parametrize("bound", [0, 4000, 10**6])
+@given(batches=st.lists(st.lists(VISIT, min_size=1, max_size=3), max_size=5))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_answers_with_the_cache_equal_those_without_it(
+    told: Recommender, toy_tokenizer: Tokenizer, bound: int, batches: list[list[UserSignals[str]]]
+) -> None:
+    """To the bit, whatever was asked before, by whom, together with whom, and however little is kept."""
+    kept = Recommender(told.model, told.catalogue, toy_tokenizer, 8, cache_bytes=bound)
+    for batch in batches:
+        for _ in range(2):
+            nameless = [dataclasses.replace(user, user_id="") for user in batch]
+            assert kept.recommend(batch, k=5) == told.recommend(nameless, k=5)
+    assert kept.contexts.size_bytes <= bound
+    assert told.contexts.hits == told.contexts.misses == 0
+
+
+def test_answers_with_the_cache_follow_a_history_that_grows(told: Recommender) -> None:
+    history: list[str] = []
+    for item in NAMES[:9]:
+        history.append(item)
+        for _ in range(2):
+            named = told.recommend([UserSignals(history, user_id="anna")], k=5)
+            assert named == told.recommend([history], k=5)
+    assert (told.contexts.hits, told.contexts.misses, len(told.contexts)) == (9, 9, 1)
+
+
+def test_context_of_a_known_user_is_not_computed_again(told: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    plain = Recommender._computed
+
+    def counting(self: Recommender, users: list[UserTokens]) -> object:
+        computed.append(len(users))
+        return plain(self, users)
+
+    monkeypatch.setattr(Recommender, "_computed", counting)
+    anna, berta = UserSignals(["i1"], user_id="anna"), UserSignals(["i2"], user_id="berta")
+    for batch in ([anna], [anna], [anna, berta], [berta, anna]):
+        told.recommend(batch, k=3)
+    assert computed == [1, 1]
+
+
+def test_every_new_item_makes_every_key_another_one(told: Recommender) -> None:
+    """Why keys are not kept from one history to the next: recency is added before the norm."""
+    before, after = told.context([[1, 2, 3]]), told.context([[1, 2, 3, 4]])
+    for key, other in zip(before.keys, after.keys, strict=True):
+        assert torch.equal(key[:, :, 0], other[:, :, 0]), "but the profile token's"
+        assert not torch.isclose(key[:, :, 1:], other[:, :, 2:]).all(-1).any()
+
+
+def test_recommend_with_the_cache_from_several_threads_answers_as_from_one(told: Recommender) -> None:
+    users = [UserSignals([f"i{step % 20}"], [f"i{step % 3}"], {}, f"u{step % 7}") for step in range(120)]
+    alone = [told.recommend([dataclasses.replace(user, user_id="")], k=5) for user in users]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda user: told.recommend([user], k=5), users)) == alone
+    assert told.contexts.misses > 0
+
+
+def test_recommend_with_the_cache_but_without_the_item_table_agrees_within_rounding(
+    monkeypatch: pytest.MonkeyPatch, told: Recommender, toy_tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr(recommender_module, "ITEM_TABLE_BYTES", 0)
+    kept = Recommender(told.model, told.catalogue, toy_tokenizer, beam_width=8)
+    users = [UserSignals(["i4", "i5"], ["i5"], {}, "anna"), UserSignals(["i6"], [], {"a": "x"}, "berta")]
+    for batch in (users[:1], users, users[::-1]):
+        for row, expected in zip(kept.recommend(batch, 4), told.recommend(batch, 4), strict=True):
+            assert [scored.item_id for scored in row] == [scored.item_id for scored in expected]
+            assert [scored.score for scored in row] == pytest.approx([s.score for s in expected], abs=1e-5)
+
+
+def test_load_gives_the_digest_and_the_bound_of_the_cache(
+    tmp_path: Path, told: Recommender, toy_tokenizer: Tokenizer
+) -> None:
+    save(tmp_path / "c", told.model, told.config, told.catalogue, toy_tokenizer)
+    loaded = Recommender.load(tmp_path / "c", beam_width=8, cache_bytes=12_345)
+    signals = UserSignals(["i2", "i3"], ["i3"], {"gender": "F"}, "anna")
+    assert loaded.recommend([signals], k=6) == told.recommend([signals], k=6)
+    assert loaded.contexts.max_bytes == 12_345
