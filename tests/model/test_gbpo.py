@@ -160,7 +160,9 @@ def test_gbpo_of_ill_fitting_shapes_is_refused() -> None:
         gbpo_loss(torch.zeros(3), torch.zeros(3), torch.zeros(2))
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"supervision": -0.1}])
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"supervision": -0.1}, {"epochs": 0}, {"batch_size": 0}]
+)
 def test_align_options_impossible_values_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ModelError, match=next(iter(change))):
         AlignOptions(**change)
