@@ -101,7 +101,7 @@ class Simulation:
             np.random.default_rng((self._seed, turn)),
         )
         histories = [self._cut(int(user), rng) for user in self._measured]
-        slates = self._slates(recommender, histories)
+        slates = self._slates(recommender, histories, self._loop.k)
         quality = evaluate(ranker_of(recommender, WIDE), self._split, 10)
         return {
             "reward": self._world.reward(self._measured.tolist(), [[item for item, _ in slate] for slate in slates]),
@@ -111,23 +111,22 @@ class Simulation:
         }
 
     def show(self, turn: int) -> None:
-        """A round of slates for the viewers, and all that they do with them, into the store."""
+        """A round of slates for the viewers, and all that they do with them, into the store. Each next request of a
+        viewer shows what follows: a feed that repeats what was played little would teach that to be common."""
         recommender, rng = (
             Recommender.load(self._checkpoint, beam_width=WIDE),
             np.random.default_rng((self._seed, turn + 1, 1)),
         )
-        users = self._viewers.tolist()
-        histories = [self._cut(user, rng) for user in users]
+        histories = [self._cut(int(user), rng) for user in self._viewers]
+        found = self._slates(recommender, histories, self._loop.requests * self._loop.k)
         for request in range(self._loop.requests):
             records: list[Record] = []
-            slates = self._slates(recommender, histories)
+            page = slice(request * self._loop.k, (request + 1) * self._loop.k)
             at = START + timedelta(days=turn, hours=request)
-            for user, history, slate in zip(users, histories, slates, strict=True):
-                items = [item for item, _ in slate]
-                viewings = self._world.watch(user, items, rng)
+            for user, history, items in zip(self._viewers.tolist(), histories, found, strict=True):
+                slate = items[page]
+                viewings = self._world.watch(user, [item for item, _ in slate], rng)
                 records += self._records(user, history, slate, [(v.played_s, v.dismissed) for v in viewings], at)
-                half_s = self._world.duration_s[items] / 2
-                history += [item for item, v, s in zip(items, viewings, half_s, strict=True) if v.played_s > s]
             self._log.append(records)
 
     def learn(self, turn: int, objective: Objective) -> None:
@@ -145,12 +144,11 @@ class Simulation:
         history = self._split.train[user]
         return history[: int(rng.integers(len(history) // 2, len(history) + 1))].tolist()
 
-    def _slates(self, recommender: Recommender, histories: list[list[int]]) -> list[list[tuple[int, float]]]:
-        """(item, log probability) of the top k, best first: what a replica answers."""
+    def _slates(self, recommender: Recommender, histories: list[list[int]], top: int) -> list[list[tuple[int, float]]]:
+        """(item, log probability) of the best `top` unseen items, best first: what a replica answers."""
         found: list[list[tuple[int, float]]] = []
         for begin in range(0, len(histories), BATCH):
-            items, scores = recommender.rank(histories[begin : begin + BATCH], WIDE)
-            top = self._loop.k
+            items, scores = recommender.rank(histories[begin : begin + BATCH], max(top, WIDE))
             for row, values in zip(items[:, :top].tolist(), scores[:, :top].tolist(), strict=True):
                 found.append([(item, score) for item, score in zip(row, values, strict=True) if item >= 0])
         return found
