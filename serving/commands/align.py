@@ -69,16 +69,18 @@ def align(
 
 def _log(home: Path, database_url: str | None) -> FeedbackLog:
     """The store, as it is: a command that reads must not bring a running service's schema forward."""
+    from sqlalchemy import make_url
+
     from experiment.store import migrate
     from experiment.store.engine import create_engine
     from experiment.store.feedback_sql import SqlFeedbackLog
     from serving.errors import ConfigurationError
     from serving.settings import Settings
 
-    engine = create_engine(Settings(home=home, database_url=database_url).sql_url)
-    path = engine.url.database
-    if engine.dialect.name == "sqlite" and path and not Path(path).is_file():
-        raise ConfigurationError(f"--home: no database in {path}; name the service's home, or --database-url")
+    url = make_url(Settings(home=home, database_url=database_url).sql_url)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
+        raise ConfigurationError(f"--home: no database in {url.database}; name the service's home, or --database-url")
+    engine = create_engine(url.render_as_string(hide_password=False))
     if not migrate.is_current(engine):
         where = engine.url.render_as_string(hide_password=True)
         raise ConfigurationError(

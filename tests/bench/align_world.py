@@ -11,6 +11,8 @@ from model.data import FloatArray, IntArray
 from model.split import Split
 
 DURATIONS_S = (10.0, 600.0)
+DISMISSED = 0.5
+"""How often an item is dismissed that its viewer does not like at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +33,20 @@ class World:
     """
 
     def __init__(
-        self, split: Split, seed: int, durations_s: tuple[float, float] = DURATIONS_S, dismiss: float = 0.5
+        self, split: Split, seed: int, durations_s: tuple[float, float] = DURATIONS_S, appeal_sd: float = 1.0
     ) -> None:
         rng = np.random.default_rng(seed)
         n_items = split.n_items
         self.duration_s = np.exp(rng.uniform(*np.log(durations_s), n_items)).round(1)
-        appeal = rng.normal(0.0, 1.0, n_items)
+        appeal = rng.normal(0.0, appeal_sd, n_items)
         self.liking: FloatArray = 1.0 / (1.0 + np.exp(-(_match(split) + appeal)))
-        self._dismiss = dismiss
 
     def watch(self, user: int, items: Sequence[int], rng: np.random.Generator) -> list[Viewing]:
         """What the viewer does with a slate. The share that is played is beta distributed around their liking; what
         they hardly like they dismiss now and then."""
         likings = self.liking[user, list(items)]
         shares = rng.beta(4.0 * likings, 4.0 * (1.0 - likings))
-        dismissed = rng.random(len(items)) < self._dismiss * (1.0 - likings) ** 4
+        dismissed = rng.random(len(items)) < DISMISSED * (1.0 - likings) ** 4
         return [
             Viewing(round(float(share * self.duration_s[item]), 2), bool(gone))
             for item, share, gone in zip(items, shares, dismissed, strict=True)
