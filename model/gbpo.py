@@ -77,10 +77,11 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class AlignOptions:
-    """How to post-train; supervision is the weight of the next-item loss on what was liked.
+    """How to post-train; supervision is the weight of the next-item loss on the histories' newest items.
 
     The paper keeps its supervised stage running beside the reinforcement, to stay near the pretrained model, without
-    saying how the two are weighed: open, so a field here. batch_size: shown items of one optimizer step, among which
+    saying how the two are weighed: open, so a field here. A history's newest item, given those before it, is what a
+    user went on to, as in pretraining. batch_size: shown items of one optimizer step, among which
     the best quarter is positive. Raises ModelError naming the field.
     """
 
@@ -130,8 +131,8 @@ class Aligner:
         log_prob = item_log_probs(model, model.context(feedback.history, feedback.valid), feedback.shown)
         loss = self._objective(log_prob, feedback.old_log_prob, feedback.advantage)
         liked = feedback.advantage > 0
-        if options.supervision and bool(liked.any()):
-            loss = loss - options.supervision * log_prob[liked].mean() / model.config.levels
+        if options.supervision and bool(feedback.valid[:, 0].any()):
+            loss = loss + options.supervision * _next_item_loss(model, feedback)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
@@ -139,6 +140,13 @@ class Aligner:
         model.eval()
         moved = log_prob.detach() - feedback.old_log_prob
         return AlignStep(loss.item(), _mean(moved[liked]), _mean(moved[feedback.advantage < 0]))
+
+
+def _next_item_loss(model: OneRecV2, feedback: Feedback) -> Tensor:
+    """The pretraining objective on the newest item of each history that has one."""
+    known = feedback.valid[:, 0]
+    history, valid = feedback.history[known], feedback.valid[known]
+    return model.loss(model.context(history[:, 1:], valid[:, 1:]), history[:, 0])
 
 
 def _mean(values: Tensor) -> float:

@@ -35,7 +35,9 @@ def align(
         int, typer.Option(min=2, help="shown items a step; the best quarter of them is positive")
     ] = 512,
     learning_rate: Annotated[float, typer.Option(help="of AdamW")] = 1e-4,
-    supervision: Annotated[float, typer.Option(help="weight of the next-item loss on what was liked")] = 0.0,
+    supervision: Annotated[
+        float, typer.Option(help="weight of the next-item loss on the histories, against forgetting")
+    ] = 0.0,
     seed: Seed = 0,
 ) -> None:
     """Post-train a checkpoint on what users did with what they were shown: duration-aware reward and GBPO.

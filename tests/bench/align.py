@@ -7,7 +7,7 @@ what for how long goes through the service's own SQL store, is read back by its 
 `serving.alignment`, as `crossfade align` does it. Another quarter of the users only measures: the reward of fresh
 slates (known tastes, no noise), the share of items among ids generated without the trie, and HR@10 on held-out items.
 Beside GBPO stand a plain policy ratio (pi / pi_old, no bound) and no training at all, with the same seeds. The last
-line is one JSON object of flat numbers.
+line is one JSON object of flat numbers. Arms that FILE holds and this call does not make are kept.
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ def plain_ratio(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: t
 
 
 OPTIONS = AlignOptions(epochs=2, batch_size=512, learning_rate=1e-4)
-ARMS: dict[str, Objective | None] = {"GBPO": gbpo_loss, "plain ratio": plain_ratio, "no training": None}
+SUPERVISED = "GBPO beside the supervised stage"
+ARMS: dict[str, Objective | None] = {
+    "GBPO": gbpo_loss,
+    SUPERVISED: gbpo_loss,
+    "plain ratio": plain_ratio,
+    "no training": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +289,14 @@ def markdown(results: Results, setting: dict[str, str], note: str) -> str:
     return "\n".join(lines)
 
 
+def earlier(path: Path | None, note: str) -> tuple[Results, dict[str, str]]:
+    """(rows, commits) of the arms that the file holds of the same note."""
+    if path is None or not path.is_file():
+        return {}, {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return (content["rows"], content["commits"]) if content["note"] == note else ({}, {})
+
+
 def main() -> None:
     """Run every arm with every seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -316,7 +330,8 @@ def main() -> None:
                 def show(row: Row, task: TaskID = task) -> None:
                     progress.update(task, advance=1, note=f"reward {row['reward']:.4f}")
 
-                simulation = Simulation(split, world, base, folder, loop, seed)
+                own = replace(options, supervision=1.0) if arm == SUPERVISED else options
+                simulation = Simulation(split, world, base, folder, replace(loop, options=own), seed)
                 results[arm].append(run(simulation, loop.rounds, ARMS[arm], show))
                 shutil.rmtree(folder)
     note = (
@@ -327,9 +342,12 @@ def main() -> None:
         f"{loop.samples} drawn for each of {loop.probes} users and in beams of {loop.beams[0]} and {loop.beams[1]}; "
         "HR@10 and NDCG@10 of all users' held-out items, which know nothing of the simulated likings."
     )
+    known, commits = earlier(given.out, note)
+    results = {arm: (known | results)[arm] for arm in ARMS if arm in known | results}
+    commits |= dict.fromkeys(given.arms, setting["commit"])
     text = markdown(results, setting, note)
     if given.out is not None:
-        content = setting | {"note": note, "numbers": flat(results), "rows": results}
+        content = setting | {"commits": commits, "note": note, "numbers": flat(results), "rows": results}
         given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         given.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
