@@ -346,6 +346,8 @@ def main() -> None:
     results = {arm: (known | results)[arm] for arm in ARMS if arm in known | results}
     commits |= dict.fromkeys(given.arms, setting["commit"])
     text = markdown(results, setting, note)
+    if older := [f"{arm} at {made}" for arm, made in commits.items() if made != setting["commit"]]:
+        text += f" Kept from an earlier call: {', '.join(older)}."
     if given.out is not None:
         content = setting | {"commits": commits, "note": note, "numbers": flat(results), "rows": results}
         given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
