@@ -7,7 +7,7 @@ it showed. Both are plain values; a record's id makes its delivery idempotent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -45,6 +45,10 @@ class Status(StrEnum):
     UNENROLLED = "unenrolled"
 
 
+Slate = tuple[tuple[str, float | None], ...]
+"""Shown items in order, each with its log probability under the policy that showed it (None: unknown)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """One answered recommendation request, as the splitter saw it.
@@ -54,6 +58,8 @@ class Served:
     fallback names why another variant answered (None: nobody fell back). failed: the user got no slate.
     slow: latency_ms was above the experiment's latency objective. forced: the arm came from an override and is
     never analysed.
+    history, slate: the item ids that came with the request, oldest first, and what was answered. Both are empty where
+    nothing was answered or where the service does not log them. They are for post-training; no look reads them.
     """
 
     request_id: str
@@ -72,6 +78,8 @@ class Served:
     forced: bool
     latency_ms: float
     received_at: datetime
+    history: tuple[str, ...] = ()
+    slate: Slate = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class Interaction:
 
 Record = Served | Interaction
 
+_LOGGED = ("history", "slate")
+
 COMPARISON = "differs:"
 """How the event ids of comparisons begin; no client's may."""
 
@@ -106,19 +116,35 @@ def comparison(request_id: str, user_id: str, differs: bool, at: datetime) -> In
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """A JSON-ready dict; `type` tells the two records apart, times are ISO 8601 with offset."""
-    fields = asdict(record)
+    """A JSON-ready dict; `type` tells the two records apart, times are ISO 8601 with offset.
+
+    An empty history or slate is left out, so that such a record reads like one of before they were logged.
+    """
+    fields = columns(record)
     for name, value in fields.items():
         if isinstance(value, datetime):
             fields[name] = value.isoformat()
+    for name in _LOGGED:
+        if not fields.get(name, True):
+            del fields[name]
     return {"type": "served" if isinstance(record, Served) else "interaction", **fields}
 
 
+def columns(record: Record) -> dict[str, Any]:
+    """The record's fields as they are: `dataclasses.asdict` would copy each item of a long history."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
 def from_dict(fields: Mapping[str, Any]) -> Record:
-    """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on a record that was not written by it."""
+    """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on a record that was not written by it.
+
+    A record of before histories and slates were logged has none.
+    """
     values = {name: value for name, value in fields.items() if name != "type"}
     values["received_at"] = datetime.fromisoformat(values["received_at"])
     if fields["type"] == "served":
+        values["history"] = tuple(map(str, values.get("history", ())))
+        values["slate"] = tuple((str(item), score) for item, score in values.get("slate", ()))
         return Served(**values)
     values["kind"] = Kind(values["kind"])
     values["occurred_at"] = datetime.fromisoformat(values["occurred_at"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from experiment.events import Record
+from experiment.feedback import LoggedSlate, Span
 from experiment.routing import RoutingTable
 from experiment.spec import ExperimentSpec
 from experiment.state import DecisionRow, ExperimentRow, LookInput
@@ -48,6 +49,19 @@ class EventLog(Protocol):
     def counts(self) -> Mapping[str, int]:
         """Rows per record kind and per interaction status, and `duplicates`; keys: served, impression, click, watch,
         like, dismiss, pending, counted, repeat, late, unenrolled, duplicates."""
+
+
+class FeedbackLog(Protocol):
+    """The event log as post-training reads it. Blocking."""
+
+    def count(self, span: Span) -> int:
+        """How many slates `read` would give. Raises StoreUnavailableError."""
+
+    def read(self, span: Span) -> Iterator[LoggedSlate]:
+        """Requests whose slate was logged, all of a user one after the other, each user's in the order of time.
+
+        One consistent snapshot, in pages: memory does not grow with the log. Raises StoreUnavailableError.
+        """
 
 
 class ExperimentRepository(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,17 +77,24 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class AlignOptions:
-    """How to post-train; supervision is the weight of the next-item loss on what was liked.
+    """How to post-train; supervision is the weight of the next-item loss on the histories' newest items.
 
     The paper keeps its supervised stage running beside the reinforcement, to stay near the pretrained model, without
-    saying how the two are weighed: open, so a field here.
+    saying how the two are weighed: open, so a field here. A history's newest item, given those before it, is what a
+    user went on to, as in pretraining. batch_size: shown items of one optimizer step, among which
+    the best quarter is positive. Raises ModelError naming the field.
     """
 
+    epochs: int = 3
+    batch_size: int = 512
     learning_rate: float = 1e-4
     supervision: float = 0.0
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name}: must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0.0:
                 raise ModelError(f"{name}: must be positive, got {getattr(self, name)}")
@@ -94,26 +102,52 @@ class AlignOptions:
             raise ModelError(f"supervision: must not be negative, got {self.supervision}")
 
 
-class Aligner:
-    """Post-trains a model, one optimizer step per batch of feedback."""
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log_prob, old_log_prob, advantage) -> loss; `gbpo_loss` is one."""
 
-    def __init__(self, model: OneRecV2, options: AlignOptions | None = None) -> None:
-        self._model = model
+
+@dataclass(frozen=True, slots=True)
+class AlignStep:
+    """The loss of one batch before its step, and how far the policy has moved from the one that showed the items:
+    mean log(pi / pi_old) of what was liked and of what was disliked, NaN where the batch had none of known pi_old."""
+
+    loss: float
+    liked: float
+    disliked: float
+
+
+class Aligner:
+    """Post-trains a model, one optimizer step per batch of feedback. objective: another loss, for comparison."""
+
+    def __init__(self, model: OneRecV2, options: AlignOptions | None = None, objective: Objective = gbpo_loss) -> None:
+        self._model, self._objective = model, objective
         self._options = options or AlignOptions()
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=self._options.learning_rate, weight_decay=0.0)
 
-    def step(self, feedback: Feedback) -> float:
-        """Learn from one batch; returns the loss before the step. The model is left in evaluation mode."""
+    def step(self, feedback: Feedback) -> AlignStep:
+        """Learn from one batch. The model is left in evaluation mode."""
         model, options = self._model, self._options
         model.train()
         log_prob = item_log_probs(model, model.context(feedback.history, feedback.valid), feedback.shown)
-        loss = gbpo_loss(log_prob, feedback.old_log_prob, feedback.advantage)
+        loss = self._objective(log_prob, feedback.old_log_prob, feedback.advantage)
         liked = feedback.advantage > 0
-        if options.supervision and bool(liked.any()):
-            loss = loss - options.supervision * log_prob[liked].mean() / model.config.levels
+        if options.supervision and bool(feedback.valid[:, 0].any()):
+            loss = loss + options.supervision * _next_item_loss(model, feedback)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         self._optimizer.step()
         model.eval()
-        return loss.item()
+        moved = log_prob.detach() - feedback.old_log_prob
+        return AlignStep(loss.item(), _mean(moved[liked]), _mean(moved[feedback.advantage < 0]))
+
+
+def _next_item_loss(model: OneRecV2, feedback: Feedback) -> Tensor:
+    """The pretraining objective on the newest item of each history that has one."""
+    known = feedback.valid[:, 0]
+    history, valid = feedback.history[known], feedback.valid[known]
+    return model.loss(model.context(history[:, 1:], valid[:, 1:]), history[:, 0])
+
+
+def _mean(values: Tensor) -> float:
+    return values[~values.isnan()].mean().item()

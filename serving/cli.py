@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serving.commands import experiment, recommender, service
+from serving.commands.align import align
 from serving.commands.selftest import selftest
 
 app = typer.Typer(
@@ -22,7 +23,14 @@ SERVICE, MODEL, RUN = "Service", "Model", "Experiments"
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     SERVICE: (service.up, service.demo, service.simulate, service.variants),
-    MODEL: (recommender.data, recommender.train, recommender.evaluate, recommender.recommend, recommender.quantize),
+    MODEL: (
+        recommender.data,
+        recommender.train,
+        recommender.evaluate,
+        recommender.recommend,
+        recommender.quantize,
+        align,
+    ),
     RUN: (experiment.status, experiment.report, experiment.decisions, experiment.replay, selftest),
 }
 

@@ -46,6 +46,12 @@ class Settings(BaseSettings):
     spool_max_bytes: int = Field(default=256 * 2**20, ge=2**16)
     spool_segment_bytes: int = Field(default=8 * 2**20, ge=2**12)
     flush_rows: int = Field(default=500, ge=1)
+    log_slates: bool = Field(
+        default=True,
+        description="keep each request's history and slate in the log, which `crossfade align` learns from; personal "
+        "data of up to a few kB a request, in the spool and in SQL; false keeps neither, from then on",
+    )
+    log_history: int = Field(default=512, ge=1, description="the newest items of a history that are kept in the log")
     known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
     history_max: int = Field(default=512, ge=0, le=HISTORY_LIMIT, description="items of one request's history")
     request_max_bytes: int = Field(default=64 * 2**10, ge=1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from experiment.events import Served
+from experiment.events import Served, Slate
 from experiment.routing import Route, RoutingTable, route
 from serving.breaker import Breaker
 from serving.client import Item, VariantClient
@@ -70,9 +70,11 @@ class Splitter:
         try:
             items, variant, fallback = await self._ask(chosen, history, k, started_s)
         except VariantError as error:
-            await self._record(table, chosen, request_id, user_id, chosen.variant, None, True, started_s)
+            await self._record(table, chosen, request_id, user_id, chosen.variant, None, None, history, started_s)
             raise NoAnswerError(f"no variant answered: {error}") from error
-        latency_ms = await self._record(table, chosen, request_id, user_id, variant, fallback, False, started_s)
+        latency_ms = await self._record(
+            table, chosen, request_id, user_id, variant, fallback, items, history, started_s
+        )
         if first and fallback is None and (other := _shadowed(table, chosen)) is not None:
             self.shadow.compare(request_id, user_id, items, other, self._breakers[other], history, k)
         return Answer(
@@ -136,12 +138,17 @@ class Splitter:
         user_id: str,
         variant: str,
         fallback: str | None,
-        failed: bool,
+        items: Sequence[Item] | None,
+        history: Sequence[str],
         started_s: float,
     ) -> float:
-        """Make the exposure durable before the answer leaves, so that no click can ever be without its request."""
+        """Make the exposure durable before the answer leaves, so that no click can ever be without its request.
+
+        items None: nobody answered.
+        """
         latency_ms = 1000 * (time.perf_counter() - started_s)
         entry = None if chosen.experiment is None else table.entry(chosen.experiment)
+        logged = () if items is None or not self._settings.log_slates else _slate(items)
         served = Served(
             request_id=request_id,
             user_id=user_id,
@@ -154,11 +161,13 @@ class Splitter:
             table_version=table.version,
             reason=chosen.reason,
             fallback=fallback,
-            failed=failed,
+            failed=items is None,
             slow=entry is not None and latency_ms > entry.latency_objective_ms,
             forced=chosen.forced,
             latency_ms=latency_ms,
             received_at=self._clock(),
+            history=tuple(history[-self._settings.log_history :]) if logged else (),
+            slate=logged,
         )
         self._observe(served)
         try:
@@ -166,6 +175,11 @@ class Splitter:
         except SpoolFullError:
             self.lost_exposures += 1  # the user gets the slate all the same; its events will be orphans
         return latency_ms
+
+
+def _slate(items: Sequence[Item]) -> Slate:
+    """As it is logged: a log probability to the sixth decimal is better than a 16-bit model knows it."""
+    return tuple((item.item_id, round(item.score, 6)) for item in items)
 
 
 def _shadowed(table: RoutingTable, chosen: Route) -> str | None:

@@ -17,6 +17,7 @@ from serving.pipeline import Prepared
 if TYPE_CHECKING:
     from experiment.selftest import Outcome
     from experiment.spec import ExperimentSpec
+    from serving.alignment import Aligned
     from stats.simulation.rates import Rate
 
 STYLES = {
@@ -69,6 +70,31 @@ def quantization(name: str, report: Mapping[str, Any]) -> Table:
     for layer in report["layers"]:
         decibels = [layer["weight_sqnr_db"], layer["activation_sqnr_db"], layer["output_sqnr_db"]]
         table.add_row(layer["layer"], *(_number(value) for value in decibels), f"{100 * layer['lost']:.1f} %")
+    return table
+
+
+def alignment(found: Aligned) -> Table:
+    """What a checkpoint was post-trained on, and how far it moved."""
+    log, steps = found.gathered, found.result.steps
+    table = _table("Post-training on the log")
+    _columns(table, "what", "how many")
+    rows = {
+        "slates learned from": log.slates,
+        "slates read, with those for watch histories": log.read,
+        "items that users saw": log.shown,
+        "… compared with the user's own watches": log.scored,
+        "… liked: the batches' best quarter": found.result.liked,
+        "… disliked": log.disliked,
+        "… left out: not in the catalogue": log.unknown_items,
+        "… without a duration": log.without_duration,
+        "history items left out: not in the catalogue": log.unknown_history,
+        "optimizer steps": len(steps),
+    }
+    for name, count in rows.items():
+        table.add_row(name, f"{count:,}")
+    last = {"log(π / π of the log) in the last step, liked": steps[-1].liked, "… disliked": steps[-1].disliked}
+    for name, moved in last.items():
+        table.add_row(name, "–" if math.isnan(moved) else f"{moved:+.3f}")
     return table
 
 

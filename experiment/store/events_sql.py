@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import sqlalchemy as sa
 
-from experiment.events import Interaction, Kind, Record, Served, Status
+from experiment.events import Interaction, Kind, Record, Served, Status, columns
 from experiment.fold import UserFold, settle
 from experiment.metrics import COLUMNS
 from experiment.ports import Ingested
-from experiment.store import schema
+from experiment.store import schema, slate_columns
 from experiment.store.engine import reading, writing
 from experiment.store.schema import micros, moment
 from experiment.store.storable import storable
@@ -116,7 +116,7 @@ def _fold(connection: sa.Connection, experiment: str, run: int, about: _Run) -> 
     before: dict[str, Status] = {}
     query = sa.select(schema.interactions)
     for row in _where_in(connection, query, schema.interactions.c.request_id, set(owner)):
-        events[owner[row.request_id]].append(_interaction(row))
+        events[owner[row.request_id]].append(interaction_of(row))
         before[row.event_id] = Status(row.status)
     closes_at = _closing_times(connection, experiment, run, about.users)
     totals: list[dict[str, Any]] = []
@@ -142,10 +142,11 @@ def _served_to(
     table = schema.served
     answered: dict[str, list[Served]] = defaultdict(list)
     owner: dict[str, str] = {}
-    of_run = sa.select(table).where(table.c.experiment == experiment, table.c.run == run)
+    narrow = [column for column in table.c if column.name not in slate_columns.NAMES]
+    of_run = sa.select(*narrow).where(table.c.experiment == experiment, table.c.run == run)
     for row in _where_in(connection, of_run, table.c.user_id, users):
         if not row.forced:
-            answered[row.user_id].append(_served(row))
+            answered[row.user_id].append(served_of(row))
             owner[row.request_id] = row.user_id
     return answered, owner
 
@@ -180,19 +181,25 @@ def _totals_row(fold: UserFold) -> dict[str, Any]:
 
 
 def _served_row(record: Served) -> dict[str, Any]:
-    return {**asdict(record), "received_at": micros(record.received_at)}
+    return {**columns(record), **slate_columns.to_columns(record), "received_at": micros(record.received_at)}
 
 
 def _event_row(event: Interaction) -> dict[str, Any]:
     times = {"occurred_at": micros(event.occurred_at), "received_at": micros(event.received_at)}
-    return {**asdict(event), **times, "kind": event.kind.value, "status": Status.PENDING.value}
+    return {**columns(event), **times, "kind": event.kind.value, "status": Status.PENDING.value}
 
 
-def _served(row: Any) -> Served:
-    return Served(**{**row._mapping, "received_at": moment(row.received_at)})
+def served_of(row: Any) -> Served:
+    """A row of `served`; history and slate are empty unless they were selected."""
+    fields = {**row._mapping, "received_at": moment(row.received_at)}
+    for name, read in (("history", slate_columns.history_of), ("slate", slate_columns.slate_of)):
+        if name in fields:
+            fields[name] = read(fields[name])
+    return Served(**fields)
 
 
-def _interaction(row: Any) -> Interaction:
+def interaction_of(row: Any) -> Interaction:
+    """A row of `interactions`."""
     fields = {name: value for name, value in row._mapping.items() if name != "status"}
     times = {"occurred_at": moment(row.occurred_at), "received_at": moment(row.received_at)}
     return Interaction(**{**fields, **times, "kind": Kind(row.kind)})

@@ -125,8 +125,12 @@ served = sa.Table(
     sa.Column("forced", sa.Boolean, nullable=False),
     sa.Column("latency_ms", sa.Float, nullable=False),
     sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Column("history", sa.Text),
+    sa.Column("slate", sa.Text),
     sa.Index("served_by_user", "experiment", "run", "user_id"),
 )
+"""history and slate (`slate_columns`) are JSON, NULL where nothing was logged. Only post-training reads them: all other
+queries name their columns, so that these bytes stay where they are."""
 
 _PENDING, _LATE = sa.text("status = 'pending'"), sa.text("status = 'late'")
 

@@ -68,8 +68,8 @@ def history_size(longest: int) -> int:
 def padded(bucket: Bucket, histories: Sequence[Request[int]], context_len: int, *, filter_seen: bool = True) -> Tensor:
     """What a graph reads: [B, N + M] int32 of the newest N items, newest first, and all M = `history` once.
 
-    histories: item indices, oldest first, or all signals, at most B of at most M items. Each part is padded with -1, and
-    requests without a history fill the batch. Without `filter_seen` the second part is padding alone.
+    histories: item indices, oldest first, or all signals, at most B of at most M items. Each part is padded with -1,
+    and requests without a history fill the batch. Without `filter_seen` the second part is padding alone.
     """
     context = bucket.context(context_len)
     asked = np.full((bucket.batch, context + bucket.history), -1, dtype=np.int32)

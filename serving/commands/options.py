@@ -26,6 +26,8 @@ Data = Annotated[
     typer.Option("--path", help="your own interactions: CSV or Parquet with user_id, item_id, timestamp[, value]"),
 ]
 
+Database = Annotated[str | None, typer.Option(envvar="CROSSFADE_DATABASE_URL", help="SQLite in the home unless given")]
+
 DEFAULT_HOME = Path(".crossfade")
 DEFAULT_URL = "http://127.0.0.1:8700"
 

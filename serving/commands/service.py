@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from serving.commands.options import DEFAULT_HOME, DEFAULT_URL, Data, Home, Seed, Token, Url, plain_errors, token_of
+from serving.commands.options import (
+    DEFAULT_HOME,
+    DEFAULT_URL,
+    Data,
+    Database,
+    Home,
+    Seed,
+    Token,
+    Url,
+    plain_errors,
+    token_of,
+)
 
 Port = Annotated[int | None, typer.Option(help="where the service answers; 8700 unless given")]
 
@@ -123,9 +134,7 @@ def list_tokens(home: Home = DEFAULT_HOME) -> None:
 @db_group.command("upgrade")
 def upgrade(
     home: Home = DEFAULT_HOME,
-    database_url: Annotated[
-        str | None, typer.Option(envvar="CROSSFADE_DATABASE_URL", help="SQLite in the home unless given")
-    ] = None,
+    database_url: Database = None,
 ) -> None:
     """Bring the database to this version's schema. `up` does it by itself."""
     with plain_errors():

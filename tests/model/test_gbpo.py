@@ -160,7 +160,9 @@ def test_gbpo_of_ill_fitting_shapes_is_refused() -> None:
         gbpo_loss(torch.zeros(3), torch.zeros(3), torch.zeros(2))
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"supervision": -0.1}])
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"supervision": -0.1}, {"epochs": 0}, {"batch_size": 0}]
+)
 def test_align_options_impossible_values_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ModelError, match=next(iter(change))):
         AlignOptions(**change)
@@ -258,3 +260,37 @@ def test_simulated_loop_raises_its_reward_while_every_answer_stays_legal(
     else:
         assert liked() > before + 0.25
         assert legal_mass() > 2 * mass
+
+
+def test_supervision_is_the_next_item_loss_on_the_newest_item_of_each_history(
+    toy_model: OneRecV2, toy_tokenizer: Tokenizer
+) -> None:
+    codes = toy_tokenizer.codes
+    history = codes[torch.tensor([[3, 2, 1], [6, 5, 4], [0, 0, 0]])]
+    valid = torch.tensor([[True] * 3, [True, False, False], [False] * 3])
+    feedback = Feedback(history, valid, codes[:3], torch.full((3,), math.nan), torch.zeros(3))
+
+    def pretraining() -> float:
+        with torch.no_grad():
+            first = toy_model.loss(
+                toy_model.context(codes[[2, 1]][None], torch.ones(1, 2, dtype=torch.bool)), codes[[3]]
+            )
+            second = toy_model.loss(
+                toy_model.context(codes[[0]][None], torch.zeros(1, 1, dtype=torch.bool)), codes[[6]]
+            )
+        return (first.item() + second.item()) / 2
+
+    before = pretraining()
+    aligner = Aligner(toy_model, AlignOptions(learning_rate=2e-3, supervision=0.5))
+    assert aligner.step(feedback).loss == pytest.approx(0.5 * before, rel=1e-4)
+    for _ in range(10):
+        aligner.step(feedback)
+    assert pretraining() < before
+
+
+def test_supervision_of_new_users_only_teaches_nothing(toy_model: OneRecV2, toy_tokenizer: Tokenizer) -> None:
+    codes = toy_tokenizer.codes
+    feedback = Feedback(
+        codes[[0]][None], torch.zeros(1, 1, dtype=torch.bool), codes[:1], torch.tensor([-1.0]), torch.zeros(1)
+    )
+    assert Aligner(toy_model, AlignOptions(supervision=1.0)).step(feedback).loss == 0.0

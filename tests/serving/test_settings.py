@@ -28,12 +28,13 @@ def test_every_field_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch)
         "REDIS_URL": "redis://r",
         "BATCH_WAIT_S": "1e-3",
         "KNOWN_USERS": "7",
+        "LOG_SLATES": "false",
     }
     for name, value in given.items():
         monkeypatch.setenv(f"CROSSFADE_{name}", value)
     found = Settings()
     assert (found.home, found.port, found.redis_url) == (Path("/srv/crossfade"), 9000, "redis://r")
-    assert (found.batch_wait_s, found.known_users) == (0.001, 7)
+    assert (found.batch_wait_s, found.known_users, found.log_slates) == (0.001, 7, False)
     assert found.sql_url == "postgresql+psycopg://db/x"
 
 
@@ -81,6 +82,7 @@ def test_the_address_follows_from_host_and_port() -> None:
         ("spool_max_bytes", 10),
         ("flush_rows", 0),
         ("known_users", 0),
+        ("log_history", 0),
         ("request_max_bytes", 0),
         ("events_max_bytes", 0),
         ("portt", 8700),

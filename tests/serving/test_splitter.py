@@ -135,9 +135,33 @@ async def test_the_record_says_what_the_answer_says(world: World) -> None:
         request_id=answer.request_id, user_id=TREATED[0], experiment="e", run=2, arm="treatment",
         bucket=answer.route.bucket, phase=1, served_variant="fp8", table_version=9, reason="SPLIT", fallback=None,
         failed=False, slow=False, forced=False, latency_ms=answer.latency_ms, received_at=NOW,
+        history=("x",), slate=(("a", -0.5), ("b", -1.0)),
     )  # fmt: skip
     assert world.observed == world.inbox.records
     assert world.signer.verify(answer.request_id, TREATED[0]) == NOW
+
+
+async def test_a_long_history_is_logged_by_its_newest_items() -> None:
+    world = World(settings=Settings(log_history=2))
+    await world.splitter.recommend(TREATED[0], ["x", "y", "z"], 2)
+    assert world.record.history == ("y", "z")
+
+
+async def test_nothing_of_histories_and_slates_is_logged_where_that_is_switched_off() -> None:
+    world = World(settings=Settings(log_slates=False))
+    answer = await world.ask(TREATED[0])
+    assert answer.items == SLATE
+    assert (world.record.history, world.record.slate, world.record.failed) == ((), (), False)
+
+
+async def test_the_slate_of_a_fallback_is_logged_and_a_failure_has_none(world: World) -> None:
+    world.variants.failing["fp8"] = "failed"
+    await world.ask(TREATED[0])
+    assert (world.record.served_variant, world.record.slate) == ("bf16", (("a", -0.5), ("b", -1.0)))
+    world.variants.failing["bf16"] = "failed"
+    with pytest.raises(NoAnswerError):
+        await world.ask(TREATED[0])
+    assert (world.record.failed, world.record.history, world.record.slate) == (True, (), ())
 
 
 async def test_every_request_has_an_id_of_its_own(world: World) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 
 import pytest
 
-from experiment.events import Interaction, Kind
+from experiment.events import Interaction, Kind, Served
 from serving.errors import SpoolFullError
 from serving.spool import Spool, orphans
 
@@ -61,6 +61,20 @@ def test_records_come_back_in_order_over_many_segments(tmp_path: Path) -> None:
         assert drained(spool, 7) == [f"e{number}" for number in range(300)]
         assert spool.backlog_bytes == 0
         assert len(list(spool.folder.glob("*.jsonl"))) == 1, "finished segments are gone"
+
+
+def test_a_request_that_an_older_version_left_behind_is_read_without_a_slate(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    old = (
+        '{"type":"served","request_id":"r","user_id":"u","experiment":null,"run":null,"arm":null,"bucket":null,'
+        '"phase":null,"served_variant":"bf16","table_version":1,"reason":"DEFAULT","fallback":null,"failed":false,'
+        '"slow":false,"forced":false,"latency_ms":5.0,"received_at":"2026-11-23T00:00:00+00:00"}'
+    )
+    (tmp_path / "w" / "00000001.jsonl").write_text(old + "\n")
+    with open_spool(tmp_path / "w") as spool:
+        (found,), _ = spool.read(10)
+        assert isinstance(found, Served)
+        assert (found.request_id, found.history, found.slate, spool.quarantined) == ("r", (), (), 0)
 
 
 def test_what_was_not_advanced_is_read_again_after_a_restart(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from experiment.events import Interaction, Kind, Record, Served
 from experiment.metrics import COLUMNS
-from experiment.ports import AssignmentStore, EventLog, ExperimentRepository
+from experiment.ports import AssignmentStore, EventLog, ExperimentRepository, FeedbackLog
 from experiment.spec import ExperimentSpec, parse_spec
 from experiment.state import GATE, DecisionRow, ExperimentRow, Reason, State, Verdict
 from experiment.store import schema
@@ -24,6 +24,8 @@ from experiment.store.assignments_redis import RedisAssignments
 from experiment.store.engine import create_engine
 from experiment.store.events_sql import SqlEventLog
 from experiment.store.experiments_sql import SqlExperimentRepository
+from experiment.store.feedback_memory import MemoryFeedbackLog
+from experiment.store.feedback_sql import SqlFeedbackLog
 from experiment.store.memory import MemoryAssignments, MemoryEventLog, MemoryExperimentRepository, MemoryTables
 from experiment.store.migrate import upgrade
 
@@ -34,10 +36,11 @@ CAP = 600.0
 
 @dataclass(frozen=True)
 class Stores:
-    """An event log and a repository over the same tables; engine is None in memory."""
+    """An event log, what post-training reads of it, and a repository over the same tables; engine: None in memory."""
 
     log: EventLog
     experiments: ExperimentRepository
+    feedback: FeedbackLog
     engine: sa.Engine | None
 
 
@@ -172,7 +175,7 @@ def new_stores(request: pytest.FixtureRequest) -> Callable[[], Stores]:
 
     def fresh() -> Stores:
         _empty(engine)
-        return Stores(SqlEventLog(engine), SqlExperimentRepository(engine), engine)
+        return Stores(SqlEventLog(engine), SqlExperimentRepository(engine), SqlFeedbackLog(engine, page=3), engine)
 
     return fresh
 
@@ -196,7 +199,7 @@ async def assignments(request: pytest.FixtureRequest) -> AsyncIterator[Assignmen
 
 def _in_memory() -> Stores:
     tables = MemoryTables()
-    return Stores(MemoryEventLog(tables), MemoryExperimentRepository(tables), None)
+    return Stores(MemoryEventLog(tables), MemoryExperimentRepository(tables), MemoryFeedbackLog(tables), None)
 
 
 def _empty(engine: sa.Engine) -> None:

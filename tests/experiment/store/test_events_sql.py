@@ -295,6 +295,31 @@ def test_an_appended_batch_reads_its_users_rows_by_index(migrated_sqlite: sa.Eng
             assert not [step.detail for step in plan if step.detail.startswith("SCAN")], statement
 
 
+def test_histories_and_slates_are_written_and_never_read_by_the_event_path_or_a_look(
+    migrated_sqlite: sa.Engine, make: SimpleNamespace
+) -> None:
+    statements: list[str] = []
+
+    def collect(_c: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool) -> None:
+        statements.append(statement)
+
+    with migrated_sqlite.begin() as connection:
+        for table in reversed(schema.metadata.sorted_tables):
+            connection.execute(sa.delete(table))
+    experiments, log = SqlExperimentRepository(migrated_sqlite), SqlEventLog(migrated_sqlite)
+    experiments.create(make.spec(), make.start, "tester")
+    sa.event.listen(migrated_sqlite, "before_cursor_execute", collect)
+    try:
+        log.append([make.served("r1", history=("h",), slate=(("i1", -1.0),)), *_slate(make)[1:]])
+        experiments.read_look("fp8", make.start)
+        log.counts()
+    finally:
+        sa.event.remove(migrated_sqlite, "before_cursor_execute", collect)
+    naming = {statement.split()[0] for statement in statements if "slate" in statement or "history" in statement}
+    assert naming == {"INSERT"}
+    assert any(statement.startswith("SELECT") and "FROM served" in statement for statement in statements)
+
+
 def test_times_are_kept_to_the_microsecond(make: SimpleNamespace) -> None:
     assert schema.moment(micros(make.start + timedelta(microseconds=1))) == make.start + timedelta(microseconds=1)
     assert schema.moment(None) is None

@@ -11,9 +11,11 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from experiment.feedback import Span
 from experiment.store import schema
 from experiment.store.engine import create_engine
-from experiment.store.migrate import upgrade
+from experiment.store.feedback_sql import SqlFeedbackLog
+from experiment.store.migrate import is_current, upgrade
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.integration)])
@@ -63,3 +65,23 @@ def test_users_of_before_the_trigger_are_kept_and_unknown(blank: sa.Engine) -> N
     with blank.connect() as connection:
         row = connection.execute(sa.select(schema.user_totals)).one()
     assert (row.user_id, row.clicks, row.triggered) == ("u", 7, None)
+
+
+def test_requests_of_before_slates_were_logged_are_kept_and_left_out_of_the_feedback(blank: sa.Engine) -> None:
+    upgrade(blank, "0002")
+    with blank.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO served (request_id, user_id, served_variant, table_version, reason, failed, slow, forced,"
+            " latency_ms, received_at) VALUES ('r', 'u', 'fp8', 1, 'SPLIT', false, false, false, 1.0, 1)"
+        )
+    assert not is_current(blank)
+    upgrade(blank)
+    assert is_current(blank)
+    with blank.connect() as connection:
+        row = connection.execute(sa.select(schema.served)).one()
+    assert (row.request_id, row.history, row.slate) == ("r", None, None)
+    assert list(SqlFeedbackLog(blank).read(Span())) == []
+
+
+def test_a_database_without_tables_is_not_current(blank: sa.Engine) -> None:
+    assert not is_current(blank)

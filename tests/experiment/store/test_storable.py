@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import math
+
+from experiment.events import Served
+from experiment.store.storable import storable
+from tests.experiment.test_events import served
+
+
+def test_what_every_database_takes_is_the_same_record() -> None:
+    record = served(history=("50",), slate=(("100", -4.25), ("7", None)))
+    assert storable(record) is record
+
+
+def test_histories_and_slates_lose_what_no_database_takes() -> None:
+    record = served(history=("a\0b", "☃"), slate=(("\ud83d", -1.0), ("c", math.nan), ("d", math.inf), ("e", None)))
+    found = storable(record)
+    assert isinstance(found, Served)
+    assert found.history == ("a\N{REPLACEMENT CHARACTER}b", "☃")
+    assert found.slate == (("?", -1.0), ("c", None), ("d", None), ("e", None))
