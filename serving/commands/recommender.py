@@ -11,6 +11,9 @@ import typer
 
 from serving.commands.options import DEFAULT_HOME, Data, Home, Seed, plain_errors
 
+MOST_ITEMS = 20_000
+"""Legality is summed up over every item, up to so many."""
+
 Checkpoint = Annotated[Path, typer.Argument(help="folder of a checkpoint")]
 
 
@@ -59,10 +62,10 @@ def evaluate(
     path: Data = None,
     k: Annotated[int, typer.Option(min=1, max=100)] = 10,
 ) -> None:
-    """HR@k and NDCG@k of a checkpoint, leave-one-out over the whole catalogue."""
+    """HR@k, NDCG@k, coverage and legality of a checkpoint, leave-one-out over the whole catalogue."""
     with plain_errors():
         from model.errors import DataError
-        from model.evaluate import evaluate_signals
+        from model.evaluate import evaluate_signals, legality
         from model.split import leave_one_out
         from quant.load import load_recommender
         from serving.pipeline import load_data
@@ -71,8 +74,13 @@ def evaluate(
         recommender = load_recommender(checkpoint)
         if recommender.catalogue.ids != interactions.items:
             raise DataError(f"{checkpoint}: was trained on another catalogue than that of the data")
-        found = evaluate_signals(recommender, leave_one_out(interactions), k)
+        split = leave_one_out(interactions)
+        found = evaluate_signals(recommender, split, k)
         typer.echo(f"HR@{k} {found.hit_rate:.4f}  NDCG@{k} {found.ndcg:.4f}  users {found.users:,}")
+        typer.echo(f"recommended to anyone: {found.coverage:.1%} of the {split.n_items:,} items")
+        if split.n_items <= MOST_ITEMS:
+            free = legality(recommender, split)
+            typer.echo(f"answers that are items: 100 %, by the trie; ids drawn freely would be in {free:.1%} of cases")
 
 
 def recommend(

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from model.catalogue import Catalogue
 from model.config import OneRecConfig
 from model.data import IntArray
-from model.evaluate import accuracy, evaluate, evaluate_signals, ranker_of
+from model.evaluate import accuracy, evaluate, evaluate_signals, legality, ranker_of
+from model.gbpo import item_log_probs
 from model.onerec import OneRecV2
 from model.recommender import Recommender
 from model.semantic_ids import Tokenizer
@@ -87,3 +89,17 @@ def test_evaluation_with_signals_shows_only_what_precedes_the_target(
         assert signals.liked == signals.history == liked.history(user, with_validation=not validation).tolist()
         assert liked.test[user] not in signals.liked
         assert (liked.validation[user] in signals.liked) is not validation
+
+
+def test_legality_is_the_probability_of_all_items_together(
+    toy_model: OneRecV2, toy_split: Split, toy_tokenizer: Tokenizer
+) -> None:
+    recommender = Recommender(toy_model, Catalogue.of(toy_split.interactions), toy_tokenizer, beam_width=10)
+    expected = []
+    with torch.inference_mode():
+        for user in toy_split.evaluated_users()[:3].tolist():
+            history = toy_split.history(user, with_validation=True).tolist()
+            context = recommender.context([history] * toy_tokenizer.n_items)
+            expected.append(float(item_log_probs(toy_model, context, toy_tokenizer.codes).double().exp().sum()))
+    assert legality(recommender, toy_split, users=3, batch_size=2) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert 0.0 < np.mean(expected) < 1.0
