@@ -18,9 +18,11 @@ import numpy as np
 
 from model.config import PRESETS
 from model.data import Interactions, load_interactions
+from model.errors import ModelError
 from model.evaluate import Accuracy
 from model.movielens import fetch_movielens, load_movielens
 from model.split import Split, leave_one_out
+from model.train_options import PRESET_OPTIONS
 from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, Fp8Recipe
 
 if TYPE_CHECKING:
@@ -68,16 +70,20 @@ def prepare(
     *,
     data_path: Path | None = None,
     with_fault: bool = False,
+    preset: str = PRESET,
 ) -> Prepared:
-    """Everything up to the FP8 checkpoint, and the really damaged one with `with_fault`.
+    """Everything up to the FP8 checkpoint, and the really damaged one with `with_fault`. preset: of PRESET_OPTIONS.
 
-    Raises DataError, CheckpointError or QuantError with the reason.
+    A training that was interrupted goes on after its last whole epoch. Raises DataError, CheckpointError, ModelError or
+    QuantError with the reason.
     """
+    if preset not in PRESET_OPTIONS:
+        raise ModelError(f"preset: no {preset!r} that is trained here; there are {', '.join(PRESET_OPTIONS)}")
     interactions = load_data(home, data_path, say)
     split = leave_one_out(interactions)
     root = home / "checkpoints"
-    trained = root / f"{PRESET}-{_digest(interactions, PRESET, seed)}"
-    plain = _trained(trained / "bf16", split, seed, say, advance)
+    trained = root / f"{preset}-{_digest(interactions, preset, seed)}"
+    plain = _trained(trained / "bf16", split, preset, seed, say, advance)
     recipes = {"fp8": DEFAULT_RECIPE} | ({"fp8-faulty": FAULT_RECIPE} if with_fault else {})
     checkpoints = {"bf16": plain}
     quantization, parities = {}, {}
@@ -131,7 +137,7 @@ def _histories(split: Split) -> list[list[str]]:
     return [[names[item] for item in split.history(int(user), with_validation=False)] for user in users]
 
 
-def _trained(folder: Path, split: Split, seed: int, say: Say, advance: Advance) -> Path:
+def _trained(folder: Path, split: Split, preset: str, seed: int, say: Say, advance: Advance) -> Path:
     if (folder / "SHA256SUMS").is_file():
         say(f"model: cached in {folder}")
         return folder
@@ -140,13 +146,24 @@ def _trained(folder: Path, split: Split, seed: int, say: Say, advance: Advance) 
     from model.catalogue import Catalogue
     from model.checkpoint import save
     from model.train import train
+    from model.train_plot import plot_losses
 
-    say(f"training OneRec-V2 {PRESET!r} with seed {seed}")
-    config = PRESETS[PRESET]
-    result = train(split, config, seed, progress=lambda progress: advance(progress.step, progress.steps, progress.loss))
-    extra = {"preset": PRESET, "seed": seed, "losses": list(result.losses), "train_s": round(result.duration_s, 1)}
+    say(f"training OneRec-V2 {preset!r} with seed {seed}")
+    config, state = PRESETS[preset], folder.with_name("training-state.safetensors")
+    state.parent.mkdir(parents=True, exist_ok=True)
+    result = train(
+        split,
+        config,
+        seed,
+        PRESET_OPTIONS[preset],
+        lambda progress: advance(progress.step, progress.steps, progress.loss),
+        state_path=state,
+    )
+    plot_losses(folder.with_name("losses.png"), result.step_losses, result.validation_losses)
+    extra = {"preset": preset, "seed": seed, "losses": list(result.losses), "train_s": round(result.duration_s, 1)}
     catalogue = Catalogue.of(split.interactions)
     save(folder, result.model, config, catalogue, result.tokenizer, extra=extra, dtype=torch.bfloat16)
+    state.unlink(missing_ok=True)
     say(f"trained in {result.duration_s:.0f} s, loss {result.losses[-1]:.3f} nats per token")
     return folder
 

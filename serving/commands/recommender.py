@@ -37,8 +37,10 @@ def train(
     path: Data = None,
     seed: Seed = 0,
     with_fault: Annotated[bool, typer.Option(help="also make the really damaged FP8 variant")] = False,
+    preset: Annotated[str, typer.Option(help="tiny (a minute) or small (four minutes, a little better)")] = "tiny",
 ) -> None:
-    """Train OneRec-V2, quantise it, and compare both with baselines; nothing is done twice."""
+    """Train OneRec-V2, quantise it, and compare both with baselines; nothing is done twice, and an interrupted training
+    goes on where it was."""
     with plain_errors():
         from serving import terminal
         from serving.pipeline import prepare
@@ -50,7 +52,7 @@ def train(
             def advance(step: int, steps: int, loss: float) -> None:
                 bar.update(task, completed=step, total=steps, note=f"loss {loss:.3f}")
 
-            prepared = prepare(home, seed, out.print, advance, data_path=path, with_fault=with_fault)
+            prepared = prepare(home, seed, out.print, advance, data_path=path, with_fault=with_fault, preset=preset)
         out.print(terminal.quality(prepared))
         for name, folder in prepared.checkpoints.items():
             out.print(f"{name}: {folder}", soft_wrap=True)

@@ -38,6 +38,7 @@ from model.recommender import Recommender
 from model.sasrec import SASRecOptions, sasrec
 from model.split import Split, leave_one_out
 from model.train import TrainOptions, train
+from model.train_options import PRESET_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 K = 10
@@ -47,8 +48,8 @@ Report = Callable[[float, str], None]
 """(share done, what to show)"""
 
 ONEREC: dict[str, tuple[str, TrainOptions]] = {
-    "OneRec-V2 `tiny`": ("tiny", TrainOptions()),
-    "OneRec-V2 `small`": ("small", TrainOptions(epochs=10, history_dropout=0.2, shuffle_instants=True)),
+    "OneRec-V2 `tiny`": ("tiny", PRESET_OPTIONS["tiny"]),
+    "OneRec-V2 `small`": ("small", PRESET_OPTIONS["small"]),
 }
 """Name -> preset and how it is trained."""
 LINEAR: dict[str, Callable[[Split], Ranker]] = {"popularity": popularity, "item-kNN": item_knn, "EASE": ease}

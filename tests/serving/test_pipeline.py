@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ import torch
 
 from model.catalogue import Catalogue
 from model.checkpoint import save
-from model.config import OneRecConfig
+from model.config import PRESETS, OneRecConfig
 from model.data import Interactions, Row, from_rows
 from model.errors import ModelError
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
+from model.split import leave_one_out
+from model.train import TrainOptions, TrainResult
+from model.train_options import PRESET_OPTIONS
 from quant.recipes import recipe_named
-from serving.pipeline import quantise_and_analyse
+from serving.pipeline import _trained, prepare, quantise_and_analyse
 
 CONFIG = OneRecConfig(16, 1, 2, kv_groups=2, context_len=6, ffn_dim=32, sid_embed_dim=4, codebook_size=8)
 
@@ -54,3 +58,38 @@ def test_data_of_other_items_is_refused(checkpoint: Path, tmp_path: Path) -> Non
             checkpoint, tmp_path / "fp8", recipe_named("e4m3"), tmp_path / "analysis", drawn("other"), print
         )
     assert not (tmp_path / "fp8").exists()
+
+
+def test_a_preset_that_is_not_trained_here_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    table = tmp_path / "own.csv"
+    table.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 4},i{n % 7},{n}\n" for n in range(40)))
+    with pytest.raises(ModelError, match=r"^preset: no '8B' that is trained here; there are tiny, small$"):
+        prepare(tmp_path, 0, print, lambda *_: None, data_path=table, preset="8B")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_training_keeps_its_state_until_the_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, folder = leave_one_out(drawn("i")), tmp_path / "run" / "bf16"
+    number = torch.arange(split.n_items)
+    tokenizer = Tokenizer(torch.stack([number // 8, number % 8, number % 8], dim=1), torch.zeros(3, 64, 2))
+    asked: list[Any] = []
+
+    def interrupted_once(*args: Any, state_path: Path) -> TrainResult:
+        asked.append((args[1], args[3]))
+        if not state_path.exists():
+            state_path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        model = OneRecV2(PRESETS["small"])
+        return TrainResult(model, tokenizer, None, (2.0, 1.0), 3.0, (2.0, 1.0), ())  # type: ignore[arg-type]
+
+    monkeypatch.setattr("model.train.train", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(folder, split, "small", 0, print, lambda *_: None)
+    assert not folder.exists()
+    _trained(folder, split, "small", 0, print, lambda *_: None)
+    assert asked == [(PRESETS["small"], PRESET_OPTIONS["small"])] * 2
+    assert isinstance(asked[0][1], TrainOptions)
+    assert (folder / "SHA256SUMS").is_file()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bf16", "losses.png"]
