@@ -101,10 +101,11 @@ def test_history_dropout_hides_its_share_of_items_in_training_only(toy_split: Sp
     codes = torch.stack([torch.arange(20) // 5, torch.arange(20) % 5, torch.zeros(20, dtype=torch.int64)], dim=1)
     objective, masks = NextItemLoss(model, codes, history_dropout=0.25), []
     hook = model.decoder.register_forward_pre_hook(lambda _, args: masks.append(args[1].mask[:, 0, 0]))
-    items, valid = samples.windows(torch.arange(len(samples)), 6)
+    tokens = samples.tokens(torch.arange(len(samples)), toy_config)
+    valid = tokens.valid
     for training in (True, True, False):
         model.train(training)
-        objective(items, valid, samples.items)
+        objective(tokens, samples.items)
     hook.remove()
     assert all(bool(mask[:, 0].all()) for mask in masks), "the profile token is always read"
     assert not any(bool((mask[:, 1:] & ~valid).any()) for mask in masks)
