@@ -27,7 +27,7 @@ from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
 from quant.convert import convert
 from quant.load import QUANT_METHOD
-from quant.recipes import DEFAULT_RECIPE, recipe_named
+from quant.recipes import recipe_named
 
 
 def item_id(number: int) -> str:
@@ -58,7 +58,7 @@ def make_pair(folder: Path, config: OneRecConfig, items: int, device: torch.devi
         model = OneRecV2(config).to(torch.bfloat16)
     folders = {"bf16": folder / "bf16", "fp8": folder / "fp8"}
     save(folders["bf16"], model, config, catalogue, tokenizer)
-    recipe = recipe_named(DEFAULT_RECIPE)
+    recipe = recipe_named("e4m3-engine")  # all that the engine can do in FP8
     modules = convert(model, recipe)
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(modules)}

@@ -9,8 +9,9 @@ import pytest
 
 from model.recommender import Recommender
 from quant import engine, load
-from quant.engine import on_engine
-from quant.load import load_recommender
+from quant.engine import has_narrow_context, on_engine
+from quant.load import load_recommender, quantize_checkpoint
+from quant.recipes import RECIPES
 
 
 def test_a_model_that_the_engine_cannot_run_is_served_by_the_plain_one_with_a_reason(
@@ -46,3 +47,11 @@ def test_the_engine_is_asked_on_a_cuda_device_only(dense_dir: Path, monkeypatch:
     assert asked == []
     assert load_recommender(dense_dir, "cuda") is plain
     assert asked == [plain]
+
+
+@pytest.mark.parametrize(("recipe", "narrow"), [("e4m3", False), ("e4m3-rows", False), ("e4m3-engine", True)])
+def test_the_context_is_in_the_format_that_the_recipe_says(
+    dense_dir: Path, tmp_path: Path, recipe: str, narrow: bool
+) -> None:
+    quantize_checkpoint(dense_dir, tmp_path / "fp8", RECIPES[recipe])
+    assert has_narrow_context(load_recommender(tmp_path / "fp8").model) is narrow
