@@ -34,7 +34,7 @@ LIMIT_S = {
     "fp8": 120,
     "kernels": 240,
     "ceilings": 90,
-    "tests": 180,
+    "tests": 300,
 }
 
 
@@ -177,7 +177,7 @@ def main() -> None:
         section("ceilings", ["tests/bench/decode_kernels.py", "--only", "ceilings"], LIMIT_S["ceilings"])
     if "tests" in sections:
         pytest_options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "--import-mode=importlib"]
-        files = ["tests/model/test_engine_gpu.py", "tests/quant/test_kernels_gpu.py"]
+        files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*/test_*_gpu.py"))
         section("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *pytest_options, *files], LIMIT_S["tests"])
     if "kernels" in sections:
         sweep = ["--sweep"] if args.sweep else []
