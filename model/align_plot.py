@@ -8,7 +8,7 @@ from pathlib import Path
 
 from model.errors import ModelError
 from model.gbpo import AlignStep
-from model.train_plot import SUFFIXES, smoothed
+from model.train_plot import blank_figure, picture_path, smoothed
 
 
 def plot_alignment(path: Path | str, steps: Sequence[AlignStep]) -> None:
@@ -18,17 +18,10 @@ def plot_alignment(path: Path | str, steps: Sequence[AlignStep]) -> None:
     likely, what was disliked less so. The suffix of `path` chooses the format. Raises ModelError for an unknown suffix
     or without steps.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ModelError(f"path: {path} must end in one of {', '.join(SUFFIXES)}")
+    path = picture_path(path)
     if not steps:
         raise ModelError("steps: nothing to draw")
-    # no pyplot: it keeps figures in a global, and picks a window system
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(height_in=6)
     above, below = figure.subplots(2, sharex=True)
     lines = (
         (above, "loss", "tab:blue", [step.loss for step in steps]),

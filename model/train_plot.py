@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 SMOOTHING = 0.02
@@ -19,6 +23,24 @@ def smoothed(losses: Sequence[float], weight: float = SMOOTHING) -> list[float]:
     return out
 
 
+def picture_path(path: Path | str) -> Path:
+    """The path of a picture; raises ModelError for a suffix that is none of SUFFIXES."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ModelError(f"path: {path} must end in one of {', '.join(SUFFIXES)}")
+    return path
+
+
+def blank_figure(height_in: float) -> Figure:
+    """Seven inches wide. Without pyplot, which keeps figures in a global and picks a window system."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def plot_losses(
     path: Path | str,
     step_losses: Sequence[float],
@@ -29,17 +51,10 @@ def plot_losses(
     There is one validation loss per epoch, or none. The suffix of `path` chooses the format. Raises ModelError for an
     unknown suffix or without any loss.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ModelError(f"path: {path} must end in one of {', '.join(SUFFIXES)}")
+    path = picture_path(path)
     if not step_losses:
         raise ModelError("step_losses: nothing to draw")
-    # no pyplot: it keeps figures in a global, and picks a window system
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(height_in=4)
     axes = figure.add_subplot()
     steps = range(1, len(step_losses) + 1)
     axes.plot(steps, step_losses, linewidth=0.6, alpha=0.35, color="tab:blue", label="each step")

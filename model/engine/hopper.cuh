@@ -57,13 +57,6 @@ __device__ __forceinline__ void barriers_visible() {
   asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-// What this thread stored in shared memory is seen by tensor cores and copies, once all threads have met.
-__device__ __forceinline__ void writes_visible() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-__device__ __forceinline__ void store_shared(u32 address, u32 word) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
-}
-
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
