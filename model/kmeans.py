@@ -54,24 +54,22 @@ def nearest_with_places(points: Tensor, centroids: Tensor, places: int) -> tuple
 
 def _nearest_admissible(points: Tensor, centroids: Tensor, limit: Tensor | None) -> tuple[Tensor, Tensor]:
     """Nearest among the centroids [K] whose limit [K] lies beyond the point's distance; all of them without a limit."""
-    offset = centroids.square().sum(-1)
-    rows = max(1, CHUNK_DISTANCES // centroids.shape[0])
-    labels, distances = [], []
-    for start in range(0, points.shape[0], rows):
-        chunk = points[start : start + rows]
-        distance = offset - 2.0 * (chunk @ centroids.T)
+    n, k = points.shape[0], centroids.shape[0]
+    rows = max(1, min(n, CHUNK_DISTANCES // k))
+    offset, norm = centroids.square().sum(-1), points.square().sum(-1)
+    # Made once: results kept between large buffers that come and go would cut the heap up, gigabytes of it.
+    scratch = points.new_empty(rows, k)
+    labels = torch.empty(n, dtype=torch.int64, device=points.device)
+    distances = points.new_empty(n)
+    for start in range(0, n, rows):
+        here = slice(start, start + rows)
+        chunk = points[here]
+        distance = torch.mm(chunk, centroids.T, out=scratch[: chunk.shape[0]]).mul_(-2.0).add_(offset)
         if limit is not None:
-            distance = _add_norm(distance.T, chunk).T
-            distance = distance.masked_fill(distance >= limit, torch.inf)
-        best = distance.min(dim=1)
-        labels.append(best.indices)
-        distances.append(best.values if limit is not None else _add_norm(best.values, chunk))
-    return torch.cat(labels), torch.cat(distances)
-
-
-def _add_norm(distance: Tensor, points: Tensor) -> Tensor:
-    """Complete |c|² - 2·p·c [..., n] to the squared distance, not below zero."""
-    return (distance + points.square().sum(-1)).clamp_min(0.0)
+            distance.add_(norm[here, None]).clamp_min_(0.0)
+            distance.masked_fill_(distance >= limit, torch.inf)
+        torch.min(distance, dim=1, out=(distances[here], labels[here]))
+    return labels, distances if limit is not None else distances.add_(norm).clamp_min_(0.0)
 
 
 def _position_in_run(labels: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +31,25 @@ def test_nearest_agrees_with_all_pairs_over_several_chunks(monkeypatch: pytest.M
     every = torch.cdist(points.double(), centroids.double()).square()
     assert torch.equal(labels, every.argmin(1))
     torch.testing.assert_close(distance.double(), every.min(1).values, atol=1e-4, rtol=1e-4)
+
+
+_GROWTH = """
+import resource, torch
+from model.kmeans import nearest
+torch.set_num_threads(1)
+points, centroids = torch.randn(30_000, 16), torch.randn(8192, 16)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+nearest(points[:512], centroids)
+before = peak()
+nearest(points, centroids)
+print(peak() - before)
+"""
+
+
+def test_nearest_holds_one_chunk_of_distances_however_many_points_there_are() -> None:
+    """Fifty-nine chunks of 16 MiB: a heap cut up by results that outlive them grew by most of a gigabyte."""
+    done = subprocess.run([sys.executable, "-c", _GROWTH], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100.0  # MiB
 
 
 def test_kmeans_uses_every_cluster_while_there_are_distinct_points() -> None:
