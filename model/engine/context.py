@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.context import ContextProcessor
+from model.engine.overlap import OVERLAPPED, in_turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +70,7 @@ def _place(
         GROUPS_BLOCK=triton.next_power_of_2(groups),
         HEAD_DIM=head_dim,
         num_warps=4,
+        **OVERLAPPED,
     )
     return out.unbind(0)
 
@@ -79,6 +81,7 @@ def _tokens(
     CHUNKS: tl.constexpr, GROUPS: tl.constexpr, GROUPS_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """One token: add its recency, or take the profile, and normalise every head of every chunk."""
+    in_turn()
     token, request, batch = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     readable = token < tl.load(lengths + request)
     place = (request * length + token - 1).to(tl.int64)

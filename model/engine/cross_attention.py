@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +91,7 @@ def cross_attention(q: Tensor, context: ContextRows, beams: int, heads: int, til
         BK=tiles.keys,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        **OVERLAPPED,
     )
     return Rows(out, scale)
 
@@ -126,6 +128,7 @@ def _cross_attention(
     queries, key, value, lengths, key_scale, value_scale, out_scale, out, scale, beams, context, d, sharpness,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    in_turn()
     EIGHT: tl.constexpr = key_scale is not None
     SPLIT: tl.constexpr = value is not None
     head, request = tl.program_id(1), tl.program_id(2)

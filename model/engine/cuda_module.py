@@ -23,6 +23,7 @@ CAPABILITY = (9, 0)
 
 _ARCHITECTURE = "sm_90a"
 _MOST_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_OVERLAPPED = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _BOX_BYTES = 128  # of a row of a box: what one swizzle covers
 
 
@@ -34,6 +35,25 @@ class TensorMap(ctypes.Structure):
     """The driver's description of a matrix, passed to kernels by value."""
 
     _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute with a value that is an int."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
 
 
 Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_float | TensorMap
@@ -81,15 +101,14 @@ class Kernel:
     shared_bytes: int
 
     def launch(self, blocks: int, threads: int, arguments: Sequence[Argument]) -> None:
-        """Enqueue on PyTorch's current stream; `blocks` is a multiple of the kernel's cluster."""
+        """Enqueue on PyTorch's current stream, as `overlap` says; `blocks` is a multiple of the kernel's cluster."""
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            "cuLaunchKernel",
-            _driver().cuLaunchKernel(
-                self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
-            ),
-        )
+        overlapped = _Attribute(id=_OVERLAPPED, value=1)
+        launch = _Launch(
+            (blocks, 1, 1), (threads, 1, 1), self.shared_bytes,
+            torch.cuda.current_stream().cuda_stream, ctypes.pointer(overlapped), 1,
+        )  # fmt: skip
+        _check("cuLaunchKernelEx", _driver().cuLaunchKernelEx(ctypes.byref(launch), self.handle, pointers, None))
 
 
 def load_kernel(source: str, name: str, shared_bytes: int) -> Kernel:

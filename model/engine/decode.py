@@ -12,9 +12,9 @@ from torch.nn import functional
 from model.engine.arithmetic import Arithmetic, BlockMatrices, Context, Dense, Experts
 from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
-from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.norm import Mixed, add_norm
 from model.engine.prefixes import Prefixes
-from model.engine.routing import capacity, route, spread
+from model.engine.routing import capacity, dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
@@ -158,8 +158,8 @@ class Decoder(Generic[M]):
             capacity=room if layer.shared else 0,
         )  # fmt: skip
         plain = x.values if x.plain is None else x.plain
-        way = route(functional.linear(plain, layer.router), layer.router_bias, top_k, layer.shared)
-        placed = spread(Rows(x.values, x.scale, x.square), way, layer.shared)
+        logits = functional.linear(plain, layer.router)
+        placed, way = dispatch(x, logits, layer.router_bias, top_k, layer.shared)
         inner = layer.up.product(placed, way.tiles)
         return Mixed(layer.down.product(inner, way.tiles).values, way.position, way.share)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 from model.engine.routing import ROWS_TILE, ExpertTiles
 
 
@@ -95,6 +96,7 @@ def grouped_product(
         PROGRAMS=programs,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        **OVERLAPPED,
     )
     return Rows(out, scale)
 
@@ -105,6 +107,7 @@ def _grouped(
     GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """One program per multiprocessor walks over the tiles, columns first, so that rows stay in the cache."""
+    in_turn()
     column_tiles = tl.cdiv(n, BN)
     count = tl.load(used) * column_tiles
     for tile in tl.range(tl.program_id(0), count, PROGRAMS, flatten=True):

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.engine.overlap import OVERLAPPED, in_turn
 from model.engine.prefixes import Prefixes
 from model.engine.select import Chosen
 
@@ -40,6 +41,7 @@ def legal_bits(prefixes: Prefixes, level: int, nodes: Tensor, used: Tensor | Non
         STEPS=length.bit_length(),
         BLOCK=block,
         num_warps=max(1, min(4, block // 64)),
+        **OVERLAPPED,
     )
     return bits
 
@@ -63,6 +65,7 @@ def descend(prefixes: Prefixes, level: int, nodes: Tensor, chosen: Chosen) -> Te
         STEPS=prefixes.fan_out[level].bit_length(),
         BLOCK=block,
         num_warps=1,
+        **OVERLAPPED,
     )
     return out
 
@@ -84,6 +87,7 @@ def _mark(
     bits, nodes, first, codes, items_under, used, beams, words, length,
     STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    in_turn()
     row = tl.program_id(0)
     node = tl.load(nodes + row)
     end = tl.load(first + node + 1)
@@ -108,6 +112,7 @@ def _descend(
     scores, beams_of, codes_of, nodes, first, codes, out, beams, k, nobody,
     STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    in_turn()
     request = tl.program_id(0).to(tl.int64)
     at = request * k + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     alive = tl.load(scores + at) > float("-inf")

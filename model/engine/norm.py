@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.engine.overlap import OVERLAPPED, in_turn
+
 E4M3_MAX = 448.0
 SCALE_FLOOR = 2.0**-100
 
@@ -78,6 +80,7 @@ def add_norm(
         EXPERTS=mixed.position.shape[1] if mixed else 0,
         BLOCK=triton.next_power_of_2(d),
         num_warps=4 if d <= 2048 else 8,
+        **OVERLAPPED,
     )
     return Rows(values, scale, square, plain if eight else (values[:rows] if want_plain else None))
 
@@ -99,6 +102,7 @@ def _add_norm(
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    in_turn()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     inside = col < d

@@ -1,4 +1,4 @@
-"""Which expert sees which row, and where that row stands among the rows sorted by expert."""
+"""Which experts see which row, and the rows sorted by expert."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 # (kernels are typed by Triton, not by Python)
@@ -13,12 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 
 ROWS_TILE = 128
 """Rows of a tile of the grouped product: every expert's rows start at a multiple of it."""
 
-_TOKENS = 64  # tokens of one program
-_CHUNK = 64  # programs' counts, and tiles, that a program looks at in one go
+_CHOOSING = 64  # tokens of a program that chooses experts
+_COPYING = 8  # tokens of a program that copies rows
+_CHUNK = 64  # tiles that a program names in one go
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +41,7 @@ class ExpertTiles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """Rows sorted by expert. The shared experts' come first, in the tokens' own order, then the routed ones'.
+    """Rows sorted by expert. The shared experts' come first, in the tokens' own order, then the routed ones' in any.
 
     position [T, S+k] int32 and share [T, S+k] float32 for S shared and k routed experts of a token.
     """
@@ -58,56 +60,58 @@ def capacity(tokens: int, shared: int, routed: int, top_k: int) -> int:
     return int(shared * padded + triton.cdiv(spread, ROWS_TILE) * ROWS_TILE)
 
 
-def route(logits: Tensor, bias: Tensor, top_k: int, shared: int) -> Route:
-    """logits [T, E'] and bias [E] float32 -> the k experts of largest sigmoid + bias, shares by sigmoid alone.
+def dispatch(rows: Rows, logits: Tensor, bias: Tensor, top_k: int, shared: int) -> tuple[Rows, Route]:
+    """Each token's row copied to the places of its experts: rows [T, K] -> [tiles · ROWS_TILE, K], and the places.
 
-    E' >= E: logits behind the E-th are of nobody and are not read. Of equal ones the lowest expert is chosen. Rows
-    of an expert keep the tokens' order.
+    logits [T, E'] and bias [E] float32: the k experts of largest sigmoid + bias are chosen, of equal ones the lowest;
+    their shares are of sigmoid alone. E' >= E: logits behind the E-th are of nobody and are not read. With shared
+    experts the rows' storage has `capacity` rows, of which the first T stay where they are. In which order an expert
+    gets its rows is not fixed, for no result depends on it.
     """
     tokens, stride = logits.shape
     experts = bias.shape[0]
-    room = capacity(tokens, shared, experts, top_k)
-    device, programs = logits.device, triton.cdiv(tokens, _TOKENS)
-    position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=device)
-    share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=device)
+    device, room = logits.device, capacity(tokens, shared, experts, top_k)
     width = triton.next_power_of_2(experts)
-    counts = torch.empty(programs, width, dtype=torch.int32, device=device)
+    chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=device)
+    share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=device)
+    tally = torch.zeros(width, dtype=torch.int32, device=device)
+    sizes = {"TOP_K": top_k, "SHARED": shared, "WIDTH": width}
+    _choose[(triton.cdiv(tokens, _CHOOSING),)](
+        logits, bias, chosen, share, tally, tokens, experts, stride,
+        TOKENS=_CHOOSING, num_warps=8, **sizes, **OVERLAPPED,
+    )  # fmt: skip
+    position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=device)
     tiles = torch.empty(room // ROWS_TILE, dtype=torch.int32, device=device)
     used = torch.empty(1, dtype=torch.int32, device=device)
-    padded = triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE
-    sizes = {"TOP_K": top_k, "SHARED": shared, "WIDTH": width, "TOKENS": _TOKENS, "num_warps": 8}
-    _choose[(programs,)](logits, bias, position, share, counts, tokens, experts, stride, **sizes)
-    _place[(programs,)](
-        counts, tiles, used, position, tokens, programs, tiles.shape[0], padded, TILE=ROWS_TILE, CHUNK=_CHUNK, **sizes
-    )
-    return Route(position, share, ExpertTiles(tiles, used))
-
-
-def spread(rows: Rows, route: Route, shared: int) -> Rows:
-    """Copy each token's row to its places; with shared experts the first T rows are in place already."""
-    tokens, places = route.position.shape
-    width = rows.values.shape[1] * rows.values.element_size() // 2
-    if shared:
-        values, scale, square = rows.values, rows.scale, rows.square
-    else:
-        values = torch.empty(route.tiles.rows, rows.values.shape[1], dtype=rows.values.dtype, device=rows.values.device)
-        scale, square = (
-            None if part is None else torch.empty(route.tiles.rows, device=part.device)
-            for part in (rows.scale, rows.square)
-        )
-    _spread[(tokens,)](
-        rows.values.view(torch.int16), rows.scale, rows.square, values.view(torch.int16), scale, square,
-        route.position, width, FIRST=1 if shared else 0, PLACES=places, BLOCK=triton.next_power_of_2(width),
+    placed = rows if shared else _room_for(rows, room)
+    words = rows.values.shape[1] * rows.values.element_size() // 4
+    _copy[(triton.cdiv(tokens, _COPYING),)](
+        rows.values.view(torch.int32), rows.scale, rows.square,
+        placed.values.view(torch.int32), placed.scale, placed.square,
+        chosen, tally, position, tiles, used, tokens, words, tiles.shape[0],
+        triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE,
+        TOKENS=_COPYING, TILE=ROWS_TILE, CHUNK=_CHUNK, BLOCK=triton.next_power_of_2(words), **sizes, **OVERLAPPED,
     )  # fmt: skip
-    return Rows(values, scale, square)
+    return Rows(placed.values, placed.scale, placed.square), Route(position, share, ExpertTiles(tiles, used))
+
+
+def _room_for(rows: Rows, room: int) -> Rows:
+    """As many rows of the same kind."""
+
+    def like(part: Tensor | None) -> Tensor | None:
+        return None if part is None else torch.empty(room, device=part.device)
+
+    values = torch.empty(room, rows.values.shape[1], dtype=rows.values.dtype, device=rows.values.device)
+    return Rows(values, like(rows.scale), like(rows.square))
 
 
 @triton.jit
 def _choose(
-    logits, bias, position, share, counts, tokens, experts, stride,
+    logits, bias, chosen, share, tally, tokens, experts, stride,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Chosen experts into `position` for now, their shares, and how many tokens of this program chose each."""
+    """Each token's experts and their shares. chosen: WIDTH · (the token's number among the expert's) + expert."""
+    in_turn()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.arange(0, WIDTH)
     here = token < tokens
@@ -120,42 +124,35 @@ def _choose(
     for _ in tl.static_range(TOP_K):
         best = tl.argmax(left, 1, tie_break_left=True)
         left = tl.where(expert[None, :] == best[:, None], float("-inf"), left)
-    hot = (left != start) & inside
-    total = tl.sum(tl.where(hot, affinity, 0.0), 1)
+    hot = ((left != start) & inside).to(tl.int32)
+    total = tl.sum(tl.where(hot > 0, affinity, 0.0), 1)
+    before = tl.atomic_add(tally + expert, tl.sum(hot, 0), sem="relaxed")
+    number = before[None, :] + tl.cumsum(hot, 0) - hot
     left = start
     for k in tl.static_range(TOP_K):
         best = tl.argmax(left, 1, tie_break_left=True)
-        chosen = expert[None, :] == best[:, None]
-        left = tl.where(chosen, float("-inf"), left)
-        at = token * (SHARED + TOP_K) + SHARED + k
-        tl.store(position + at, best.to(tl.int32), here)
-        tl.store(share + at, tl.sum(tl.where(chosen, affinity, 0.0), 1) / total, here)
+        mine = expert[None, :] == best[:, None]
+        left = tl.where(mine, float("-inf"), left)
+        code = tl.sum(tl.where(mine, number, 0), 1) * WIDTH + best.to(tl.int32)
+        tl.store(chosen + token * TOP_K + k, code, here)
+        part = tl.sum(tl.where(mine, affinity, 0.0), 1) / total
+        tl.store(share + token * (SHARED + TOP_K) + SHARED + k, part, here)
     for j in tl.static_range(SHARED):
         tl.store(share + token * (SHARED + TOP_K) + j, tl.full([TOKENS], 1.0, tl.float32), here)
-    tl.store(counts + tl.program_id(0) * WIDTH + expert, tl.sum(hot.to(tl.int32), 0))
 
 
 @triton.jit
-def _place(
-    counts, tiles, used, position, tokens, programs, n_tiles, padded,
+def _copy(
+    source, scale_in, square_in, target, scale_out, square_out, chosen, tally, position, tiles, used,
+    tokens, words, n_tiles, padded,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Replace chosen experts by rows, and name each tile's expert.
-
-    Every program adds up all counts for itself: reading them costs less than a launch that would do it for all.
-    """
-    this, expert = tl.program_id(0), tl.arange(0, WIDTH)
-    count = tl.zeros([WIDTH], tl.int32)
-    before = tl.zeros([WIDTH], tl.int32)
-    for start in tl.range(0, programs, CHUNK):
-        program = start + tl.arange(0, CHUNK)
-        part = tl.load(counts + program[:, None] * WIDTH + expert[None, :], (program < programs)[:, None], 0)
-        count += tl.sum(part, 0)
-        before += tl.sum(tl.where((program < this)[:, None], part, 0), 0)
-    room = (count + TILE - 1) // TILE * TILE
+    """Rows to their places, the places, and each tile's expert. padded: rows of a shared expert."""
+    in_turn()
+    this, programs, expert = tl.program_id(0), tl.num_programs(0), tl.arange(0, WIDTH)
+    room = (tl.load(tally + expert) + TILE - 1) // TILE * TILE
     end = tl.cumsum(room, 0) + SHARED * padded
-    begin = end - room + before
     if this == 0:
         tl.store(used, tl.max(end, 0) // TILE)
     for start in tl.range(this * CHUNK, n_tiles, programs * CHUNK):
@@ -165,35 +162,24 @@ def _place(
         tl.store(tiles + tile, owner, tile < n_tiles)
     token = this * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
-    hot = tl.zeros([TOKENS, WIDTH], tl.int32)
-    for k in tl.static_range(TOP_K):
-        chosen = tl.load(position + token * (SHARED + TOP_K) + SHARED + k, here, -1)
-        hot += (chosen[:, None] == expert[None, :]).to(tl.int32)
-    row = begin[None, :] + tl.cumsum(hot, 0) - hot
-    for k in tl.static_range(TOP_K):
-        at = position + token * (SHARED + TOP_K) + SHARED + k
-        chosen = tl.load(at, here, -1)
-        tl.store(at, tl.sum(tl.where(chosen[:, None] == expert[None, :], row, 0), 1), here)
-    for j in tl.static_range(SHARED):
-        tl.store(position + token * (SHARED + TOP_K) + j, j * padded + token, here)
-
-
-@triton.jit
-def _spread(
-    source, scale_in, square_in, target, scale_out, square_out, position, width,
-    FIRST: tl.constexpr, PLACES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
-    row = tl.load(source + token * width + col, col < width)
+    inside = here[:, None] & (col < words)[None, :]
+    row = tl.load(source + token.to(tl.int64)[:, None] * words + col[None, :], inside)
     if scale_in is not None:
-        scale = tl.load(scale_in + token)
+        scale = tl.load(scale_in + token, here)
     if square_in is not None:
-        square = tl.load(square_in + token)
-    for j in tl.static_range(FIRST, PLACES):
-        place = tl.load(position + token * PLACES + j).to(tl.int64)
-        tl.store(target + place * width + col, row, col < width)
-        if scale_in is not None:
-            tl.store(scale_out + place, scale)
-        if square_in is not None:
-            tl.store(square_out + place, square)
+        square = tl.load(square_in + token, here)
+    for j in tl.static_range(SHARED + TOP_K):
+        if j < SHARED:
+            place = j * padded + token
+        else:
+            code = tl.load(chosen + token * TOP_K + (j - SHARED), here, 0)
+            mine = expert[None, :] == (code % WIDTH)[:, None]
+            place = tl.sum(tl.where(mine, (end - room)[None, :], 0), 1) + code // WIDTH
+        tl.store(position + token * (SHARED + TOP_K) + j, place, here)
+        if (j > 0) or (SHARED == 0):  # of shared experts the first finds the rows in place
+            tl.store(target + place.to(tl.int64)[:, None] * words + col[None, :], row, inside)
+            if scale_in is not None:
+                tl.store(scale_out + place, scale, here)
+            if square_in is not None:
+                tl.store(square_out + place, square, here)

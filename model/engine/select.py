@@ -4,7 +4,8 @@ Order: a candidate's score is its beam's score plus log softmax of its logit ove
 it is not legal; of equal scores the lowest index (beam · codebook + code) comes first. Steps: (1) one pass over the
 logits gives each row's log sum and the best score of each group of GROUP codes; (2) the k best groups are found: no
 candidate outside them can be among the k best, for k candidates come before it; (3) the k best candidates of those
-groups. Selection finds the k-th largest key bit by bit, keys being the scores' bits in an order-preserving form.
+groups. Selection finds the k-th largest key bit by bit, keys being the scores' bits in an order-preserving form, among
+those keys that are not below the k-th largest of some keys: few beside the k themselves.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -21,12 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.engine.limits import WORD
+from model.engine.overlap import OVERLAPPED, in_turn
 
 GROUP = 128
 """Codes of a group, or all of a smaller codebook."""
 
 _CHUNK = 4096  # keys that a program looks at in one go
 _WARPS = 16
+_PER = 32  # candidates that a program ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,23 +64,27 @@ def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = 
     groups = codes // group
     keys = torch.empty(batch, beams * groups, dtype=torch.int32, device=logits.device)
     offset = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    _best_of_groups[(rows,)](logits, scores, legal, offset, keys, CODES=codes, GROUP=group, WORD=WORD, num_warps=8)
+    _best_of_groups[(rows,)](
+        logits, scores, legal, offset, keys, CODES=codes, GROUP=group, WORD=WORD, num_warps=8, **OVERLAPPED
+    )
     wanted = min(k, beams * groups)
     chosen = _largest(keys, wanted)
     inner = torch.empty(batch, wanted * group, dtype=torch.int32, device=logits.device)
     per = min(wanted, 16)
     _keys_of_groups[(batch, wanted // per)](
-        logits, legal, offset, chosen, inner, beams, GROUPS=groups, GROUP=group, WORD=WORD, WANTED=wanted, PER=per
-    )
+        logits, legal, offset, chosen, inner, beams,
+        GROUPS=groups, GROUP=group, WORD=WORD, WANTED=wanted, PER=per, **OVERLAPPED,
+    )  # fmt: skip
     within = _largest(inner, k)
     out = Chosen(
         torch.empty(batch, k, dtype=torch.float32, device=logits.device),
         torch.empty(batch, k, dtype=torch.int64, device=logits.device),
         torch.empty(batch, k, dtype=torch.int64, device=logits.device),
     )
-    _ranked[(batch,)](
+    per = min(k, _PER)
+    _ranked[(batch, k // per)](
         inner, within, chosen, out.scores, out.beams, out.codes,
-        CODES=codes, GROUP=group, WANTED=wanted, K=k, num_warps=4,
+        CODES=codes, GROUP=group, WANTED=wanted, K=k, PER=per, num_warps=4, **OVERLAPPED,
     )  # fmt: skip
     return out
 
@@ -86,8 +93,9 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order; of equal keys the first."""
     batch, n = keys.shape
     places = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
+    left = torch.empty(batch, 2, n, dtype=torch.int32, device=keys.device)
     chunk = min(_CHUNK, triton.next_power_of_2(n))
-    _find[(batch,)](keys, places, n, k, CHUNK=chunk, num_warps=_WARPS)
+    _find[(batch,)](keys, left, places, n, k, CHUNK=chunk, num_warps=_WARPS, **OVERLAPPED)
     return places
 
 
@@ -100,6 +108,7 @@ def _ordered(x):
 
 @triton.jit
 def _best_of_groups(logits, scores, legal, offset, keys, CODES: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr):
+    in_turn()
     row = tl.program_id(0).to(tl.int64)
     word, bit = tl.arange(0, CODES // WORD), tl.arange(0, WORD)
     x = tl.load(logits + row * CODES + word[:, None] * WORD + bit[None, :]).to(tl.float32)
@@ -118,6 +127,7 @@ def _keys_of_groups(
     logits, legal, offset, chosen, inner, beams,
     GROUPS: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr, WANTED: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
+    in_turn()
     request, slot = tl.program_id(0).to(tl.int64), tl.program_id(1) * PER + tl.arange(0, PER)
     group = tl.load(chosen + request * WANTED + slot).to(tl.int64)
     row = request * beams + group // GROUPS
@@ -131,35 +141,64 @@ def _keys_of_groups(
 
 
 @triton.jit
-def _find(keys, places, n, k, CHUNK: tl.constexpr):
-    """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first."""
-    base = keys + tl.program_id(0).to(tl.int64) * n
+def _step(least, bit: tl.constexpr):
+    """The next larger trial of a search for a key bit by bit from the highest, which flips the sign first."""
+    return least ^ tl.full([], -2147483648, tl.int32) if bit == 0 else least | (1 << (31 - bit))
+
+
+@triton.jit
+def _find(keys, left, places, n, k, CHUNK: tl.constexpr):
+    """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first.
+
+    First each lane keeps the largest of its keys. The k-th largest of those is not above the one that is looked for,
+    so that only what is not below it is kept, in order, with its place in `left`.
+    """
+    in_turn()
+    request = tl.program_id(0).to(tl.int64)
+    base, out = keys + request * n, places + request * k
+    left_keys, left_places = left + request * 2 * n, left + request * 2 * n + n
     lane = tl.arange(0, CHUNK)
-    least = tl.full([], -2147483648, tl.int32)
-    for bit in tl.static_range(32):
-        # int32 in two's complement: adding the sign bit flips it, which is the first step up from the least key
-        trial = least ^ tl.full([], -2147483648, tl.int32) if bit == 0 else least | (1 << (31 - bit))
-        count = tl.zeros([CHUNK], tl.int32)
-        for start in tl.range(0, n, CHUNK):
-            x = tl.load(base + start + lane, start + lane < n, -2147483648)
-            count += ((x >= trial) & (start + lane < n)).to(tl.int32)
-        least = tl.where(tl.sum(count, 0) >= k, trial, least)
-    above = tl.zeros([CHUNK], tl.int32)
+    top = tl.full([CHUNK], -2147483648, tl.int32)
     for start in tl.range(0, n, CHUNK):
-        x = tl.load(base + start + lane, start + lane < n, -2147483648)
-        above += ((x > least) & (start + lane < n)).to(tl.int32)
-    equals = k - tl.sum(above, 0)
-    done = tl.full([], 0, tl.int32)
-    seen = tl.full([], 0, tl.int32)
-    out = places + tl.program_id(0).to(tl.int64) * k
+        top = tl.maximum(top, tl.load(base + start + lane, start + lane < n, -2147483648))
+    floor = tl.full([], -2147483648, tl.int32)
+    for bit in tl.static_range(32):
+        trial = _step(floor, bit)
+        floor = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, floor)
+    count = tl.full([], 0, tl.int32)
     for start in tl.range(0, n, CHUNK):
         here = start + lane < n
         x = tl.load(base + start + lane, here, -2147483648)
+        flag = ((x >= floor) & here).to(tl.int32)
+        at = count + tl.cumsum(flag, 0) - 1
+        tl.store(left_keys + at, x, flag > 0)
+        tl.store(left_places + at, start + lane, flag > 0)
+        count += tl.sum(flag, 0)
+    tl.debug_barrier()  # other threads read what this one has written
+    least = tl.full([], -2147483648, tl.int32)
+    for bit in tl.static_range(32):
+        trial = _step(least, bit)
+        reached = tl.zeros([CHUNK], tl.int32)
+        for start in tl.range(0, count, CHUNK):
+            x = tl.load(left_keys + start + lane, start + lane < count, -2147483648)
+            reached += ((x >= trial) & (start + lane < count)).to(tl.int32)
+        least = tl.where(tl.sum(reached, 0) >= k, trial, least)
+    above = tl.zeros([CHUNK], tl.int32)
+    for start in tl.range(0, count, CHUNK):
+        x = tl.load(left_keys + start + lane, start + lane < count, -2147483648)
+        above += ((x > least) & (start + lane < count)).to(tl.int32)
+    equals = k - tl.sum(above, 0)
+    done = tl.full([], 0, tl.int32)
+    seen = tl.full([], 0, tl.int32)
+    for start in tl.range(0, count, CHUNK):
+        here = start + lane < count
+        x = tl.load(left_keys + start + lane, here, -2147483648)
+        place = tl.load(left_places + start + lane, here, 0)
         equal = ((x == least) & here).to(tl.int32)
         order = seen + tl.cumsum(equal, 0)
         take = ((x > least) & here) | ((equal > 0) & (order <= equals))
         flag = take.to(tl.int32)
-        tl.store(out + done + tl.cumsum(flag, 0) - 1, start + lane, take)
+        tl.store(out + done + tl.cumsum(flag, 0) - 1, place, take)
         done += tl.sum(flag, 0)
         seen += tl.sum(equal, 0)
 
@@ -167,17 +206,21 @@ def _find(keys, places, n, k, CHUNK: tl.constexpr):
 @triton.jit
 def _ranked(
     inner, within, chosen, scores, beams, codes,
-    CODES: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, K: tl.constexpr,
+    CODES: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, K: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
+    """PER of a request's K candidates go to the place that the number of better ones gives them."""
+    in_turn()
     request = tl.program_id(0).to(tl.int64)
-    place = tl.load(within + request * K + tl.arange(0, K))
+    every = tl.arange(0, K)
+    places = tl.load(within + request * K + every)
+    keys = tl.load(inner + request * WANTED * GROUP + places)
+    mine = tl.program_id(1) * PER + tl.arange(0, PER)
+    place = tl.load(within + request * K + mine)
     key = tl.load(inner + request * WANTED * GROUP + place)
     # places ascend with the candidates' indices, so that the lower one wins among equals
-    sorted_pairs = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64), descending=True)
-    key = (sorted_pairs >> 32).to(tl.int32)
-    place = 0x7FFFFFFF - (sorted_pairs & 0x7FFFFFFF).to(tl.int32)
+    better = (keys[None, :] > key[:, None]) | ((keys[None, :] == key[:, None]) & (every[None, :] < mine[:, None]))
     group = tl.load(chosen + request * WANTED + place // GROUP)
-    at = request * K + tl.arange(0, K)
+    at = request * K + tl.sum(better.to(tl.int32), 1)
     bits = key ^ ((key >> 31) & 0x7FFFFFFF)
     tl.store(scores + at, bits.to(tl.float32, bitcast=True))
     tl.store(beams + at, (group // (CODES // GROUP)).to(tl.int64))

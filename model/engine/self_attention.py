@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 
 
 def self_attention(
@@ -46,6 +47,7 @@ def self_attention(
         HEADS_BLOCK=triton.next_power_of_2(heads),
         HEAD_DIM=d // heads,
         num_warps=4,
+        **OVERLAPPED,
     )
     return Rows(values, scale)
 
@@ -65,6 +67,7 @@ def _self_attention(
     HEADS_BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
+    in_turn()
     row = tl.program_id(0).to(tl.int64)
     request = row // beams
     head = tl.arange(0, HEADS_BLOCK)

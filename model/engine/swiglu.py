@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 
 
 def swiglu(gate_up: Tensor, *, eight: bool = False) -> Rows:
@@ -19,12 +20,13 @@ def swiglu(gate_up: Tensor, *, eight: bool = False) -> Rows:
     values = torch.empty(rows, inner, dtype=torch.float8_e4m3fn if eight else gate_up.dtype, device=gate_up.device)
     scale = torch.empty(rows, dtype=torch.float32, device=gate_up.device) if eight else None
     block = triton.next_power_of_2(inner)
-    _swiglu[(rows,)](gate_up, values, scale, inner, BLOCK=block, num_warps=min(16, max(4, block // 512)))
+    _swiglu[(rows,)](gate_up, values, scale, inner, BLOCK=block, num_warps=min(16, max(4, block // 512)), **OVERLAPPED)
     return Rows(values, scale)
 
 
 @triton.jit
 def _swiglu(gate_up, values, scale, inner, BLOCK: tl.constexpr):
+    in_turn()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     inside = col < inner

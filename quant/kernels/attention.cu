@@ -163,9 +163,9 @@ __device__ __forceinline__ void tile(
 }
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attention(
-    const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u16 *__restrict__ queries,
-    const int *__restrict__ lengths, const float *__restrict__ key_scale, const float *__restrict__ value_scale,
-    const float *__restrict__ out_scale, u8 *__restrict__ out, float *__restrict__ scale, int beams, int padded, int d,
+    const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u16 *queries,
+    const int *lengths, const float *key_scale, const float *value_scale,
+    const float *out_scale, u8 *out, float *scale, int beams, int padded, int d,
     int heads, int groups, int blocks, int items, float sharpness) {
   extern __shared__ u8 dynamic[];
   __shared__ alignas(8) u64 barriers[3 * STAGES];
@@ -186,6 +186,7 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
   }
   barriers_visible();
   __syncthreads();
+  in_turn();
   if (threadIdx.x < 128) {
     registers_shrink<24>();
     if (threadIdx.x != 0) return;

@@ -21,6 +21,7 @@ from model.engine.cuda_module import (
     tensor_map,
 )
 from model.engine.norm import Rows
+from quant.kernels.one_query import one_query_attention
 from quant.kernels.order import HEAD_DIM, KEYS
 
 _QUERIES, _STAGES = 192, 6
@@ -35,7 +36,8 @@ class PackedContext:
     scores of a tile are just the weights that the same thread must hand to the second product. value [B, G, 128, N']:
     keys innermost, and row 8j + 2q + e of each 128 holds feature 64·(j/8) + 16q + 2·(j%8) + e, so that a thread's
     results lie side by side. N' is a multiple of KEYS, the rest is zero. lengths [B] int32: keys that may be read, at
-    least one. key_scale and value_scale [B, G], out_scale [B] float32: as in `ContextRows`.
+    least one. key_scale and value_scale [B, G], out_scale [B] float32: as in `ContextRows`. one: the values are the
+    keys, in another order.
     """
 
     key: Tensor
@@ -44,10 +46,14 @@ class PackedContext:
     key_scale: Tensor
     value_scale: Tensor
     out_scale: Tensor
+    one: bool = False
 
     def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
-        """See `packed_attention`."""
-        return packed_attention(q, self, beams, heads)
+        """See `packed_attention`; without beams `one_query_attention`."""
+        if beams > 1:
+            return packed_attention(q, self, beams, heads)
+        scales = self.key_scale, self.value_scale, self.out_scale
+        return one_query_attention(q, self.key, None if self.one else self.value, self.lengths, scales, heads)
 
 
 def packed_attention(q: Tensor, context: PackedContext, beams: int, heads: int) -> Rows:

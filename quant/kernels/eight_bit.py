@@ -86,7 +86,7 @@ class EightBit:
         codes = keys if value is key else quantise(value, value_scale[..., None, None])
         out_scale = value_scale.amax(1) * _SUM_SLACK
         if is_hopper(key.device) and head_dim == HEAD_DIM:
-            return PackedContext(*packed(keys, codes), lengths, key_scale, value_scale, out_scale)
+            return PackedContext(*packed(keys, codes), lengths, key_scale, value_scale, out_scale, value is key)
         room = -(-length // 16) * 16
         values = torch.zeros(batch, groups, head_dim, room, dtype=E4M3, device=key.device)
         values[..., :length] = codes.transpose(-1, -2)

@@ -4,10 +4,12 @@
 // tiles in turns, so that one multiplies while the other writes its results.
 
 #define ROWS 128
-#define COLUMNS 128
+#define COLUMNS 176  // what the L2 cache can feed: the fewer columns, the more bytes an operation costs
 #define DEPTH 128
-#define HALF (64 * DEPTH)
+#define ROWS_HALF (ROWS / 2 * DEPTH)
+#define COLUMNS_HALF (COLUMNS / 2 * DEPTH)
 #define STAGE_BYTES ((ROWS + COLUMNS) * DEPTH)
+#define OUTPUTS (GATED ? COLUMNS / 2 : COLUMNS)  // of a tile
 
 struct Tile {
   int row, column, expert;
@@ -26,17 +28,30 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const i
   return t;
 }
 
+// silu(gate) · linear of COUNT outputs whose pairs of sums lie four registers apart, scaled and as codes. The factors of
+// the gates lie behind those of all linear parts. half: half the row's scale.
+template <int COUNT>
+__device__ __forceinline__ u32 gated(const float *pairs, const float *factor, float half, float to_codes) {
+  float y[4] = {};
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    const float x = pairs[4 * k] * factor[OUTPUTS + k] * half;  // silu(2x) = x + x·tanh(x)
+    y[k] = fmaf(x, tanh_fast(x), x) * (pairs[4 * k + 1] * factor[k] * to_codes);
+  }
+  return pack_e4m3(y[0], y[1], y[2], y[3]);
+}
+
 // width: columns written. scale [E, width], for a gated product gate_scale [E, width] besides. stored: rows that each
 // expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
-    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *__restrict__ out,
-    float *__restrict__ out_scale, const float *__restrict__ row_scale, const float *__restrict__ row_square,
-    const float *__restrict__ scale, const float *__restrict__ gate_scale, const int *__restrict__ expert_of_tile,
-    const int *__restrict__ used_tiles, int width, int stored, int steps) {
+    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out,
+    float *out_scale, const float *row_scale, const float *row_square,
+    const float *scale, const float *gate_scale, const int *expert_of_tile,
+    const int *used_tiles, int width, int stored, int steps) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
-  __shared__ alignas(16) float factors[2][COLUMNS];
+  __shared__ alignas(16) float factors[2][COLUMNS];  // gated: of the linear parts, then of the gates
   const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
   const u32 rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -49,10 +64,11 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     prefetch_map(&weight);
   }
   cluster_sync();
+  in_turn();
   const int used = *used_tiles, columns = stored / COLUMNS, items = (used + 1) / 2 * columns;
   const int clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
   if (threadIdx.x < 128) {
-    registers_shrink<40>();
+    registers_shrink<24>();
     if (threadIdx.x == 0) {
       int stage = 0, phase = 0;
       for (int item = cluster; item < items; item += clusters) {
@@ -60,24 +76,24 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         const int from = t.expert * stored + t.column * COLUMNS;
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
-          const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * HALF, ready = full + 8 * stage;
+          const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * ROWS_HALF, ready = full + 8 * stage;
           barrier_expect(ready, STAGE_BYTES);
           copy_box(a, &rows, ready, step * DEPTH, t.row);
           if (t.shared) {
-            copy_box_to_all(b + rank * HALF, &weight, ready, step * DEPTH, from + rank * 64, 3);
+            copy_box_to_all(b + rank * COLUMNS_HALF, &weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
           } else {
             copy_box(b, &weight, ready, step * DEPTH, from);
-            copy_box(b + HALF, &weight, ready, step * DEPTH, from + 64);
+            copy_box(b + COLUMNS_HALF, &weight, ready, step * DEPTH, from + COLUMNS / 2);
           }
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
     }
   } else {
-    registers_grow<232>();
+    registers_grow<240>();
     const int group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128, lane = threadIdx.x % 32, q = lane % 4;
     float *factor = factors[group];
-    float acc[2][64];
+    float acc[2][COLUMNS / 2];
     int stage = 0, phase = 0;
     // Where in the ring of stages this warpgroup's next tile begins: the other's tile lies between.
     const int skip = steps % STAGES, turns = steps / STAGES;
@@ -88,35 +104,18 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     for (int item = cluster + group * clusters; item < items; item += 2 * clusters) {
       const Tile t = tile_of(item, columns, rank, expert_of_tile, used);
       const int first = t.row + thread / 32 * 16 + lane / 4;
-#if GATED
-      const int mine = t.column * 64 + thread % 64;
-      const float *from = thread < 64 ? scale : gate_scale;
-#else
-      const int mine = t.column * COLUMNS + thread;
-      const float *from = scale;
-#endif
-      const float fetched = mine < width ? from[(u64)t.expert * width + mine] : 0.0f;
-      float one[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) one[i] = t.real ? row_scale[first + 64 * (i / 2) + 8 * (i % 2)] : 0.0f;
-#if GATED
-      float square[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        square[i] = (t.real ? row_square[first + 64 * (i / 2) + 8 * (i % 2)] : 1.0f) * (1.0f / 448.0f);
-#endif
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;
       for (int step = 0; step < steps; ++step) {
         barrier_wait(full + 8 * stage, phase);
         const u32 at = stages + stage * STAGE_BYTES;
-        const u64 a = matrix_descriptor(at), b = matrix_descriptor(at + 2 * HALF);
+        const u64 a = matrix_descriptor(at), b = matrix_descriptor(at + 2 * ROWS_HALF);
         products_begin();
 #pragma unroll
         for (int g = 0; g < DEPTH / 32; ++g) {
           product_rows(acc[0], a + 2 * g, b + 2 * g, step || g);
-          product_rows(acc[1], a + 2 * g + (HALF >> 4), b + 2 * g, step || g);
+          product_rows(acc[1], a + 2 * g + (ROWS_HALF >> 4), b + 2 * g, step || g);
         }
         products_commit();
         if (step) {
@@ -127,39 +126,55 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         if (++stage == STAGES) stage = 0, phase ^= 1;
       }
       let_meet(4 - group, 256);
+      float fetched[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int place = 128 * i + thread, column = t.column * OUTPUTS + place % OUTPUTS;
+        const float *from = place < OUTPUTS ? scale : gate_scale;
+        fetched[i] = place < COLUMNS && column < width ? from[(u64)t.expert * width + column] : 0.0f;
+      }
+      float one[4];
+#if GATED
+      float square[4];
+#endif
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = first + 64 * (i / 2) + 8 * (i % 2);
+        one[i] = t.real ? row_scale[row] : 0.0f;
+#if GATED
+        square[i] = t.real ? row_square[row] : 1.0f;
+#endif
+      }
       products_wait<0>();
       if (lane < 2) barrier_arrive_at(empty + 8 * before, lane);
       stage += skip, phase ^= turns & 1;
       if (stage >= STAGES) stage -= STAGES, phase ^= 1;
       meet(1 + group, 128);
-      factor[thread] = fetched;
+      factor[thread] = fetched[0];
+      if (thread < COLUMNS - 128) factor[128 + thread] = fetched[1];
       meet(1 + group, 128);
       if (!t.real) continue;
 #if GATED
-      // Column 8j + 2q + e of a tile is the gate (e = 0) or the linear part (e = 1) of output 16q + j.
-      const int column = t.column * 64 + 16 * q;
-      if (column < width) {
+      // Column 8j + 2q + e of a tile is the gate (e = 0) or the linear part (e = 1) of output 16q + j, from j = 16 on
+      // of 64 + 4q + j - 16, from j = 20 on of 80 + 2q + j - 20.
+      const int column = t.column * OUTPUTS;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float half = 0.5f * one[i], to_codes = one[i] / square[i];
-          u32 word[4];
+      for (int i = 0; i < 4; ++i) {
+        const int row = first + 64 * (i / 2) + 8 * (i % 2);
+        const float bound = square[i] * (1.0f / 448.0f), half = 0.5f * one[i], to_codes = __fdividef(one[i], bound);
+        if (t.column == 0 && q == 0) out_scale[row] = bound;
+        const float *pairs = acc[i / 2] + 2 * (i % 2);
+        u8 *to = (u8 *)out + (u64)row * width + column;
 #pragma unroll
-          for (int w = 0; w < 4; ++w) {
-            const float4 ls = *(const float4 *)(factor + 16 * q + 4 * w), gs = *(const float4 *)(factor + 64 + 16 * q + 4 * w);
-            const float linears[4] = {ls.x, ls.y, ls.z, ls.w}, gates[4] = {gs.x, gs.y, gs.z, gs.w};
-            float y[4];
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              const float *pair = acc[i / 2] + 4 * (4 * w + k) + 2 * (i % 2);
-              const float x = pair[0] * gates[k] * half;  // silu(2x) = x + x·tanh(x)
-              y[k] = fmaf(x, tanh_fast(x), x) * (pair[1] * linears[k] * to_codes);
-            }
-            word[w] = pack_e4m3(y[0], y[1], y[2], y[3]);
-          }
-          const int row = first + 64 * (i / 2) + 8 * (i % 2);
-          *(uint4 *)((u8 *)out + (u64)row * width + column) = make_uint4(word[0], word[1], word[2], word[3]);
-          if (t.column == 0 && q == 0) out_scale[row] = square[i];
+        for (int w = 0; w < 4; w += 2) {
+          const u32 low = gated<4>(pairs + 16 * w, factor + 16 * q + 4 * w, half, to_codes);
+          const u32 high = gated<4>(pairs + 16 * (w + 1), factor + 16 * q + 4 * (w + 1), half, to_codes);
+          if (column + 16 * q + 4 * w < width) *(uint2 *)(to + 16 * q + 4 * w) = make_uint2(low, high);
         }
+        const u32 word = gated<4>(pairs + 64, factor + 64 + 4 * q, half, to_codes);
+        if (column + 64 + 4 * q < width) *(u32 *)(to + 64 + 4 * q) = word;
+        const u32 last = gated<2>(pairs + 80, factor + 80 + 2 * q, half, to_codes);
+        if (column + 80 + 2 * q < width) *(u16 *)(to + 80 + 2 * q) = (u16)last;
       }
 #else
       // Column 8j + 2q + e of a tile is output 16·(j/2) + 4q + 2·(j%2) + e.

@@ -22,7 +22,7 @@ from model.engine.norm import Rows
 from model.engine.routing import ROWS_TILE, ExpertTiles
 from quant.kernels.order import COLUMNS, DEPTH, in_row_order
 
-_STAGES = 6
+_STAGES = 5
 _SHARED_BYTES = _STAGES * (ROWS_TILE + COLUMNS) * DEPTH + 1024
 
 

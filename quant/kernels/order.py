@@ -19,7 +19,7 @@ KEYS = 128
 DEPTH = 128
 """The experts' products sum up in steps of this many: widths must be multiples of it."""
 
-COLUMNS = 128
+COLUMNS = 176
 """Columns of a tile of the experts' products: every expert's rows are padded to a multiple of it."""
 
 
@@ -50,10 +50,16 @@ def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_order(*, gated: bool) -> Tensor:
-    """[COLUMNS]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes."""
+    """[COLUMNS]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes.
+
+    A thread's 22 gated outputs of a row are written as sixteen, four and two that lie side by side.
+    """
     row = torch.arange(COLUMNS)
     j, q, e = row // 8, row % 8 // 2, row % 2
-    return 2 * (16 * q + j) + e if gated else 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+    if not gated:
+        return 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+    output = torch.where(j < 16, 16 * q + j, torch.where(j < 20, 48 + 4 * q + j, 60 + 2 * q + j))
+    return 2 * output + e
 
 
 def in_row_order(codes: Tensor, *, gated: bool) -> Tensor:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.engine.norm import Rows
+from model.engine.overlap import OVERLAPPED, in_turn
 from quant.primitives import E4M3
 
 
@@ -20,12 +21,13 @@ def round_rows_to_eight(x: Tensor) -> Rows:
     values = torch.empty(rows, width, dtype=E4M3, device=x.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
-    _round[(rows,)](x, values, scale, width, BLOCK=block, num_warps=min(16, max(1, block // 512)))
+    _round[(rows,)](x, values, scale, width, BLOCK=block, num_warps=min(16, max(1, block // 512)), **OVERLAPPED)
     return Rows(values, scale)
 
 
 @triton.jit
 def _round(x, values, scale, width, BLOCK: tl.constexpr):
+    in_turn()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     wide = tl.load(x + row * width + col, col < width, 0.0).to(tl.float32)

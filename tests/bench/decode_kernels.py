@@ -21,7 +21,7 @@ from model.engine.arithmetic import SixteenBit
 from model.engine.cross_attention import Tiles, cross_attention
 from model.engine.grouped import GroupedTiles, grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import ExpertTiles, route, spread
+from model.engine.routing import ExpertTiles, capacity, dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from quant.kernels.eight_bit import EightBit
@@ -59,10 +59,11 @@ def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Rows, Mixed, flo
     tokens = batch * WIDTH
     h = randn(tokens, D)
     logits = randn(tokens, CONFIG.n_experts)
-    way = route(logits, torch.zeros(CONFIG.n_experts, device="cuda"), CONFIG.experts_per_token, 1)
     ones = torch.ones(D, device="cuda", dtype=torch.bfloat16)
-    x = add_norm(h, None, ones, 1e-6, eight=eight, want_plain=True, want_square=eight, capacity=way.tiles.rows)
-    placed = spread(Rows(x.values, x.scale, x.square), way, 1)
+    room = capacity(tokens, 1, CONFIG.n_experts, CONFIG.experts_per_token)
+    x = add_norm(h, None, ones, 1e-6, eight=eight, want_plain=True, want_square=eight, capacity=room)
+    bias = torch.zeros(CONFIG.n_experts, device="cuda")
+    placed, way = dispatch(x, logits, bias, CONFIG.experts_per_token, 1)
     return placed, way.tiles, x, Mixed(randn(way.tiles.rows, D), way.position, way.share), tokens * 4.0
 
 
@@ -138,15 +139,12 @@ def rows(batch: int) -> Iterator[Case]:
         yield f"{name} add, norm", one * (6 + wide), "GB", lambda e=eight: add_norm(h, add, ones, 1e-6, eight=e)
         _, _, x, mixed, _ = routed(batch, eight)
         yield f"{name} mix, norm", one * (12 + wide), "GB", lambda e=eight, m=mixed: add_norm(h, m, ones, 1e-6, eight=e)
-        way = route(randn(tokens, 53), torch.zeros(53, device="cuda"), 3, 1)
-        plain = Rows(x.values, x.scale, x.square)
-        yield f"{name} spread", one * 4 * wide, "GB", lambda p=plain, w=way: spread(p, w, 1)
+        logits, bias = randn(tokens, 53), torch.zeros(53, device="cuda")
+        yield f"{name} dispatch", one * 4 * wide, "GB", lambda x=x, a=logits, b=bias: dispatch(x, a, b, 3, 1)
         yield (
             f"{name} self attention", one * (10 + wide), "GB",
             lambda e=eight: self_attention(qkv, (first, qkv), (parent,), WIDTH, HEADS, eight=e),
         )  # fmt: skip
-    logits, bias = randn(tokens, 53), torch.zeros(53, device="cuda")
-    yield "route", tokens * 53 * 2 / 1e9, "GB", lambda: route(logits, bias, 3, 1)
     scores, out = torch.randn(batch, WIDTH, device="cuda"), randn(tokens, CONFIG.codebook_size)
     yield "select", out.numel() * 2 / 1e9, "GB", lambda: select_beams(out, scores, WIDTH)
     head = randn(CONFIG.codebook_size, D)

@@ -113,17 +113,13 @@ def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     return Work(title, 2.0 * rows * wide * width, moved(matrix) + rows * row_bytes, is_eight(matrix))
 
 
-def routed(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads the router's logits, writes positions and shares."""
-    return Work("route", 0.0, moved(given["logits"], out.position, out.share), False)
-
-
-def scattered(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Each row is read once and written for each of its routed experts."""
-    rows, way = given["rows"], given["route"]
+def dispatched(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads the router's logits and each row once, writes it for each of its routed experts, and where it went."""
+    rows, way = given["rows"], out[1]
     tokens, places = way.position.shape
     row = rows.values.shape[1] * rows.values.element_size()
-    return Work("spread to experts", 0.0, float(tokens * row * (1 + places - given["shared"])), False)
+    copies = float(tokens * row * (1 + places - given["shared"]))
+    return Work("dispatch to experts", 0.0, moved(given["logits"], way.position, way.share) + copies, False)
 
 
 def selected(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -139,8 +135,7 @@ def gate(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 CALLS: dict[str, Count] = {
     "self_attention": own,
     "add_norm": norm,
-    "route": routed,
-    "spread": scattered,
+    "dispatch": dispatched,
     "select_beams": selected,
     "swiglu": gate,
 }

@@ -211,8 +211,8 @@ class Recorder:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = dict(bound.arguments)
-            if hasattr(position := getattr(given.get("route"), "position", None), "numel"):
-                self._tokens = position.numel()
+            if call.__name__ == "dispatch":
+                self._tokens = out[1].position.numel()
             given["real_rows"] = self._tokens
             self.calls.append((counted(count, self._config, given, out, call.__name__), began, ended))
             return out

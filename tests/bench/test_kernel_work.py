@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from kernel_work import cross, gate, grouped, is_eight, missing, moved, norm, own, product, routed, scattered, selected
+from kernel_work import cross, dispatched, gate, grouped, is_eight, missing, moved, norm, own, product, selected
 
 from model.config import OneRecConfig
 
@@ -83,8 +83,8 @@ def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
 
 def test_what_is_bound_by_memory() -> None:
     way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), share=torch.zeros(10, 4))
-    assert routed(CONFIG, {"logits": half(10, 56)}, way).byte == 2 * 560 + 2 * 160
-    assert scattered(CONFIG, {"rows": Rows(half(10, 256)), "route": way, "shared": 1}, None).byte == 10 * 512 * 4
+    given = {"logits": half(10, 56), "rows": Rows(half(10, 256)), "shared": 1}
+    assert dispatched(CONFIG, given, (given["rows"], way)).byte == 2 * 560 + 2 * 160 + 10 * 512 * 4
     assert selected(CONFIG, {"logits": half(10, 1024), "scores": torch.zeros(2, 5)}, ()).byte == 2 * 10240 + 40
     assert gate(CONFIG, {"x": half(10, 512), "eight": False}, Rows(half(10, 256))).byte == 2 * (5120 + 2560)
 

@@ -13,7 +13,8 @@ from model.config import OneRecConfig
 from model.context import ContextKV
 from model.engine.arithmetic import SixteenBit
 from model.engine.decode import Decoder
-from model.engine.routing import route
+from model.engine.norm import Rows
+from model.engine.routing import capacity, dispatch
 from model.engine.select import select_beams
 from model.engine.weights import weights_of
 from model.onerec import OneRecV2
@@ -45,15 +46,23 @@ def test_selection_is_exact_and_prefers_the_lowest_index(batch: int, beams: int,
 
 
 @pytest.mark.parametrize("tokens", [1, 28, 14336])
-def test_every_row_finds_its_experts_tile(tokens: int) -> None:
+def test_every_row_is_copied_to_its_experts_tiles(tokens: int) -> None:
     logits = torch.randn(tokens, 53, device="cuda")
     bias = torch.randn(53, device="cuda") * 0.1
-    way = route(logits, bias, 3, 1)
+    room = capacity(tokens, 1, 53, 3)
+    values = torch.randint(1, 100, (room, 64), dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    rows = Rows(values, torch.rand(room, device="cuda"), torch.rand(room, device="cuda"))
+    first = [part[:tokens].clone() for part in (values.view(torch.uint8), rows.scale, rows.square)]
+    placed, way = dispatch(rows, logits, bias, 3, 1)
     expected = (logits.sigmoid() + bias).topk(3).indices + 1
     found = way.tiles.expert[(way.position[:, 1:] // 128).long()]
     assert torch.equal(found.long(), expected)
     assert way.position.unique().numel() == tokens * 4
     assert int(way.position.max()) < int(way.tiles.used) * 128
+    for slot in range(4):
+        place = way.position[:, slot].long()
+        for part, before in zip((placed.values.view(torch.uint8), placed.scale, placed.square), first, strict=True):
+            assert torch.equal(part[place], before)
 
 
 def test_the_engine_finds_the_beams_of_the_plain_model() -> None:

@@ -98,7 +98,9 @@ def test_the_engine_ranks_as_the_plain_model_does(name: str) -> None:
             assert shared(found, items) > 0.75  # another kernel's 16 bit: random answers are close
             same = found[:, :, None] == items[:, None, :]  # of an item that both found the scores are compared
             mine, theirs = found_scores[:, :, None].expand(same.shape), scores[:, None, :].expand(same.shape)
-            torch.testing.assert_close(mine[same], theirs[same], rtol=0.03, atol=0.2)
+            close = torch.isclose(mine[same], theirs[same], rtol=0.03, atol=0.2).float().mean()
+            # by another rounding a token that stands between two experts goes to the other, and its score elsewhere
+            assert float(close) > (0.85 if CONFIGS[name].n_experts else 0.999)
             for row, history in zip(found.tolist(), batch, strict=True):
                 assert min(row) >= 0
                 assert len(set(row)) == width

@@ -32,10 +32,12 @@ def test_a_threads_mixed_features_lie_sixteen_side_by_side(thread: int) -> None:
 
 
 @pytest.mark.parametrize("thread", range(4))
-def test_a_threads_gated_outputs_lie_sixteen_side_by_side(thread: int) -> None:
+def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: int) -> None:
     order = row_order(gated=True).tolist()
     held = [order[column] for column in columns_of(thread, COLUMNS)]
-    assert held == [2 * (16 * thread + i) + e for i in range(16) for e in range(2)]
+    pieces = [*range(16 * thread, 16 * thread + 16), *range(64 + 4 * thread, 68 + 4 * thread)]
+    pieces += range(80 + 2 * thread, 82 + 2 * thread)
+    assert held == [2 * output + e for output in pieces for e in range(2)]
 
 
 @pytest.mark.parametrize("thread", range(4))
@@ -71,9 +73,9 @@ def test_packing_moves_every_code_to_its_place_and_pads_with_zeros(length: int) 
 def test_experts_rows_behind_the_last_are_zero() -> None:
     codes = torch.randint(1, 127, (2, 200, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
     stored = in_row_order(codes, gated=False).view(torch.uint8)
-    assert stored.shape == (2, 256, 128)
+    assert stored.shape == (2, 2 * COLUMNS, 128)
     order = row_order(gated=False).tolist()
-    for row in range(256):
+    for row in range(2 * COLUMNS):
         source = row // COLUMNS * COLUMNS + order[row % COLUMNS]
         expected = codes.view(torch.uint8)[:, source] if source < 200 else torch.zeros(2, 128, dtype=torch.uint8)
         assert torch.equal(stored[:, row], expected)
