@@ -72,11 +72,12 @@ def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 
 
 def cross(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Scores and mixing over the context's keys, which a request's beams share."""
+    """Scores and mixing over keys that a request's beams share; one beam reads keys that are values once."""
     q, context = given["q"], given["self"]
     length = context.key.shape[2]
     flop = 4.0 * q.shape[0] * length * config.d_model
-    return Work("cross attention", flop, moved(q, context, out), is_eight(context))
+    read = context.key if given["beams"] == 1 and getattr(context, "one", False) else context
+    return Work("cross attention", flop, moved(q, read, out), is_eight(context))
 
 
 def own(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:

@@ -43,7 +43,7 @@ def test_a_dense_product() -> None:
 def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
     key = half(2, 4, 100, 64)
     context = SimpleNamespace(key=key)
-    work = cross(CONFIG, {"q": half(16, 256), "self": context}, half(16, 256))
+    work = cross(CONFIG, {"q": half(16, 256), "self": context, "beams": 8}, half(16, 256))
     assert work.flop == 4 * 16 * 100 * 256
 
     @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
         key: torch.Tensor
         value: torch.Tensor
 
-    work = cross(CONFIG, {"q": half(16, 256), "self": Context(key, key)}, half(16, 256))
+    work = cross(CONFIG, {"q": half(16, 256), "self": Context(key, key), "beams": 8}, half(16, 256))
     assert work.byte == 2 * (16 * 256 + key.numel() + 16 * 256)
 
 
