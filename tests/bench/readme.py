@@ -54,6 +54,26 @@ def decode(sections: dict[str, Any]) -> str:
     return table(["model", "arm", "ms", "queries/s"], rows)
 
 
+def roofline(kept: dict[str, Any], arm: str) -> str:
+    """Every call of one arm with its floor; what took less than half a millisecond together."""
+    measured = [row for row in kept["rows"][arm] if row["floor_s"]]
+    long = [row for row in measured if row["spent_s"] >= 0.5e-3]
+    short = [row for row in kept["rows"][arm] if row not in long]
+
+    def cells(label: str, bound: str, floor_s: float, spent_s: float) -> list[str]:
+        share = f"{floor_s / spent_s:.0%}" if floor_s else "–"
+        return [label, bound, f"{1e3 * floor_s:.2f}", f"{1e3 * spent_s:.2f}", share]
+
+    rows = [cells(f"{row['name']}, {row['calls']} calls", row["bound"], row["floor_s"], row["spent_s"]) for row in long]
+    for label, some in (("shorter ones and what is not counted", short), ("the sum", kept["rows"][arm])):
+        rows.append(cells(label, "", *(sum(row[key] for row in some) for key in ("floor_s", "spent_s"))))
+    whole = kept["numbers"][f"{arm}_graph_ms"]
+    rows.append(["the decode as one CUDA graph", "", "", f"{whole:.2f}", ""])
+    return table(
+        ["FP8" if arm == "fp8" else "BF16", "bound by", "floor, ms", "measured, ms", "share of the roof"], rows
+    )
+
+
 def report(numbers: dict[str, float]) -> str:
     """The four headline figures of the report benchmark."""
     peer = f"{numbers['times_faster_than_gbstats']:.0f} times as long"
@@ -123,6 +143,7 @@ def parity(numbers: dict[str, float]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+    "roofline-h200": lambda: roofline(load("roofline-h200"), "fp8"),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
     "parity": lambda: parity(load("parity-amd-epyc")["numbers"]),
     "report": lambda: report(load("report")["numbers"]),
