@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -143,7 +144,7 @@ class Cluster:
         serve.start(http_options=options)
 
     def _deploy(self, variants: Mapping[str, Path]) -> None:
-        """All applications at once: their replicas load at the same time."""
+        """All applications at once: their checkpoints are verified, and their replicas load, at the same time."""
         from ray import serve
 
         key = internal_key(self.settings)
@@ -151,8 +152,10 @@ class Cluster:
             serve.RunTarget(gateway_app(self.settings), name="gateway", route_prefix="/"),
             serve.RunTarget(controller_app(self.settings), name="controller", route_prefix=None),
         ]
+        with ThreadPoolExecutor(max(1, len(variants))) as pool:
+            given = list(pool.map(lambda one: run_target(*one, key, self.settings), variants.items()))
         try:
-            serve.run_many([*own, *(run_target(name, folder, key, self.settings) for name, folder in variants.items())])
+            serve.run_many([*own, *given])
         except RuntimeError as error:
             raise ConfigurationError(f"the applications do not start: {error}") from error
 

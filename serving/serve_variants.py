@@ -65,12 +65,12 @@ def run_target(name: str, checkpoint: Path, internal_key: str, settings: Setting
     """What Serve is asked to run. Raises InvalidRequestError for a bad checkpoint."""
     from ray.serve import RunTarget
 
-    from model.checkpoint import read
+    from model.checkpoint_stream import open_checkpoint
     from model.errors import ModelError
     from serving.variants import variant_app
 
     try:
-        read(checkpoint)
+        open_checkpoint(checkpoint)  # all its sums, piece by piece: this process needs none of its gigabytes
     except (ModelError, OSError) as error:
         raise InvalidRequestError("checkpoint", str(error)) from error
     application = variant_app(name, checkpoint, internal_key, settings)
