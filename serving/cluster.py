@@ -153,7 +153,7 @@ class Cluster:
             serve.RunTarget(controller_app(self.settings), name="controller", route_prefix=None),
         ]
         with ThreadPoolExecutor(max(1, len(variants))) as pool:
-            given = list(pool.map(lambda one: run_target(*one, key, self.settings), variants.items()))
+            given = list(pool.map(lambda name: run_target(name, variants[name], key, self.settings), variants))
         try:
             serve.run_many([*own, *given])
         except RuntimeError as error:
