@@ -7,7 +7,6 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +21,7 @@ from serving.app import controller_app, gateway_app, internal_key
 from serving.auth import load_tokens
 from serving.embedded import EmbeddedRedis, free_port
 from serving.errors import ConfigurationError
-from serving.serve_variants import run_target
+from serving.serve_variants import run_target, verify
 from serving.settings import Settings
 from serving.variant_book import VariantBook
 from serving.writer import adopt_orphans
@@ -152,8 +151,8 @@ class Cluster:
             serve.RunTarget(gateway_app(self.settings), name="gateway", route_prefix="/"),
             serve.RunTarget(controller_app(self.settings), name="controller", route_prefix=None),
         ]
-        with ThreadPoolExecutor(max(1, len(variants))) as pool:
-            given = list(pool.map(lambda name: run_target(name, variants[name], key, self.settings), variants))
+        verify(variants.values())
+        given = [run_target(name, folder, key, self.settings) for name, folder in variants.items()]
         try:
             serve.run_many([*own, *given])
         except RuntimeError as error:
