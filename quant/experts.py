@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.experts import MixtureOfExperts
-from quant.linear import keep_dtype
+from quant.linear import aside, moved
 from quant.ops import fp8_block_linear
 from quant.primitives import E4M3, dequantise, spread_blocks
 
@@ -97,9 +97,9 @@ class Fp8Experts(MixtureOfExperts):
         super()._load_from_state_dict(*args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        stored = {name: getattr(self, name) for name in STORED}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with aside(self, STORED) as stored:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, before in stored.items():
-            setattr(self, name, keep_dtype(before, getattr(self, name)))
+            setattr(self, name, moved(before, fn))
         self._dequantised = None
         return self

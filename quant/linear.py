@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -72,13 +73,26 @@ class Fp8Linear(nn.Module):
         super()._load_from_state_dict(*args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        weight, scale = self.weight, self.weight_scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.weight, self.weight_scale = keep_dtype(weight, self.weight), keep_dtype(scale, self.weight_scale)
+        with aside(self, ("weight", "weight_scale")) as stored:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, before in stored.items():
+            setattr(self, name, moved(before, fn))
         self._dequantised = None
         return self
 
 
-def keep_dtype(stored: Tensor, moved: Tensor) -> Tensor:
-    """`stored` on the device of `moved`: the move without the cast."""
-    return moved if moved.dtype == stored.dtype else stored.to(moved.device)
+@contextmanager
+def aside(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Take these buffers out of a module while it does something to all it has; yields them by name."""
+    stored = {name: module.get_buffer(name) for name in names}
+    module._buffers.update(dict.fromkeys(names))
+    try:
+        yield stored
+    finally:
+        module._buffers.update(stored)
+
+
+def moved(stored: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where `fn` moves a tensor, without the cast that it may make of it: casting gigabytes takes long."""
+    probe = fn(stored.new_empty(0))
+    return fn(stored) if probe.dtype == stored.dtype else stored.to(probe.device)

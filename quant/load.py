@@ -22,7 +22,7 @@ from quant.engine import on_engine
 from quant.errors import DeviceError, QuantError, RecipeError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
-from quant.primitives import E4M3, require_finite
+from quant.primitives import E4M3, holds_nan, require_finite
 from quant.recipes import Fp8Recipe
 from quant.report import LayerReport, QuantizationReport, layer_report
 from quant.sampling import InputSample, Positions, synthetic_histories
@@ -188,7 +188,7 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
             raise CheckpointError(f"model.safetensors: {name!r} is {tensor.dtype}, expected {wanted.dtype}")
         if name.endswith("_scale"):
             _check_scale(name, tensor)
-        elif not bool(torch.isfinite(tensor.float()).all()):
+        elif holds_nan(tensor) if tensor.dtype is E4M3 else not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"model.safetensors: {name!r} holds NaN or infinity")
 
 

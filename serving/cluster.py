@@ -21,7 +21,7 @@ from serving.app import controller_app, gateway_app, internal_key
 from serving.auth import load_tokens
 from serving.embedded import EmbeddedRedis, free_port
 from serving.errors import ConfigurationError
-from serving.serve_variants import run_target
+from serving.serve_variants import run_target, verify
 from serving.settings import Settings
 from serving.variant_book import VariantBook
 from serving.writer import adopt_orphans
@@ -143,7 +143,7 @@ class Cluster:
         serve.start(http_options=options)
 
     def _deploy(self, variants: Mapping[str, Path]) -> None:
-        """All applications at once: their replicas load at the same time."""
+        """All applications at once: their checkpoints are verified, and their replicas load, at the same time."""
         from ray import serve
 
         key = internal_key(self.settings)
@@ -151,8 +151,10 @@ class Cluster:
             serve.RunTarget(gateway_app(self.settings), name="gateway", route_prefix="/"),
             serve.RunTarget(controller_app(self.settings), name="controller", route_prefix=None),
         ]
+        verify(variants.values())
+        given = [run_target(name, folder, key, self.settings) for name, folder in variants.items()]
         try:
-            serve.run_many([*own, *(run_target(name, folder, key, self.settings) for name, folder in variants.items())])
+            serve.run_many([*own, *given])
         except RuntimeError as error:
             raise ConfigurationError(f"the applications do not start: {error}") from error
 

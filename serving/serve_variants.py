@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,23 +59,30 @@ def deploy(name: str, checkpoint: Path, internal_key: str, settings: Settings) -
     """Start one variant's application and wait until it answers. Raises InvalidRequestError for a bad checkpoint."""
     from ray import serve
 
+    verify([checkpoint])
     serve.run_many([run_target(name, checkpoint, internal_key, settings)])
 
 
 def run_target(name: str, checkpoint: Path, internal_key: str, settings: Settings) -> RunTarget:
-    """What Serve is asked to run. Raises InvalidRequestError for a bad checkpoint."""
+    """What Serve is asked to run, of a checkpoint that `verify` has passed. One at a time: Ray pickles globally."""
     from ray.serve import RunTarget
 
-    from model.checkpoint import read
-    from model.errors import ModelError
     from serving.variants import variant_app
 
-    try:
-        read(checkpoint)
-    except (ModelError, OSError) as error:
-        raise InvalidRequestError("checkpoint", str(error)) from error
     application = variant_app(name, checkpoint, internal_key, settings)
     return RunTarget(application, name=application_of(name), route_prefix=f"/variants/{name}")
+
+
+def verify(checkpoints: Iterable[Path]) -> None:
+    """All their sums, at once, without keeping their gigabytes. Raises InvalidRequestError for a bad one."""
+    from model.checkpoint_stream import open_checkpoint
+    from model.errors import ModelError
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(open_checkpoint, checkpoints))
+    except (ModelError, OSError) as error:
+        raise InvalidRequestError("checkpoint", str(error)) from error
 
 
 def application_of(variant: str) -> str:

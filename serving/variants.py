@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from starlette.responses import Response
 
 from serving.client import INTERNAL_HEADER
 from serving.errors import InvalidRequestError
+from serving.replica_log import log_to_stderr
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 MAX_K = 50
 USUAL_K = 32
 """Up to here one beam width serves all."""
+
+_log = logging.getLogger(__name__)
 
 _STUCK_S = 30.0
 _FAILURES = 3
@@ -78,8 +82,11 @@ class Variant:
         from ray import serve
 
         self._name, self._checkpoint, self._key = name, checkpoint, internal_key.encode()
+        log_to_stderr()
+        began_s = time.monotonic()
         _limit_threads(settings.variant_threads)
         self._model = load(checkpoint, "cuda" if settings.variant_gpus > 0 else "cpu")
+        _log.info("%s: loaded after %.1f s", name, time.monotonic() - began_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._failures = 0
         self._busy_since_s: float | None = None
@@ -92,6 +99,7 @@ class Variant:
             self._model.warm_up(settings.batch_size, widths, settings.history_max)
         for size in {1, settings.batch_size}:
             self._rank([([], 1)] * size)
+        _log.info("%s: ready after %.1f s", name, time.monotonic() - began_s)
 
     async def answer(self, history: list[str], k: int) -> list[tuple[str, float]]:
         """The k best items and their scores. Raises InvalidRequestError naming the field."""

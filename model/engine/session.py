@@ -73,16 +73,18 @@ class Session(Generic[M]):
 
         longest: items of the longest history; context_len at least.
         """
-        began_s = time.monotonic()
+        name, began_s = self._decoder.arithmetic.name, time.monotonic()
         buckets = ladder(most, widths, max(longest, self._context_len))
-        for bucket in buckets:
+        for number, bucket in enumerate(buckets, start=1):
+            bucket_s = time.monotonic()
             self._run(bucket, padded(bucket, [], self._context_len))
+            _log.info(
+                "engine %s: graph %d of %d, batch %d, width %d, history %d: %.2f s",
+                name, number, len(buckets), bucket.batch, bucket.width, bucket.history, time.monotonic() - bucket_s,
+            )  # fmt: skip
         if self._on_gpu:
             torch.cuda.empty_cache()
-        _log.info(
-            "engine %s: %d graphs ready after %.1f s",
-            self._decoder.arithmetic.name, len(buckets), time.monotonic() - began_s,
-        )  # fmt: skip
+        _log.info("engine %s: %d graphs ready after %.1f s", name, len(buckets), time.monotonic() - began_s)
 
     def _answer(self, histories: Sequence[Request[int]], width: int, filter_seen: bool) -> Beams:
         longest = max(max(len(one.history), len(one.met)) for one in map(signals_of, histories))

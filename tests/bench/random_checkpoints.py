@@ -13,15 +13,16 @@ import argparse
 import json
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.catalogue import Catalogue
-from model.checkpoint import save, write
+from model.checkpoint import write
 from model.config import PRESETS, OneRecConfig
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
@@ -57,13 +58,18 @@ def make_pair(folder: Path, config: OneRecConfig, items: int, device: torch.devi
     with torch.device(device):
         model = OneRecV2(config).to(torch.bfloat16)
     folders = {"bf16": folder / "bf16", "fp8": folder / "fp8"}
-    save(folders["bf16"], model, config, catalogue, tokenizer)
     recipe = recipe_named("e4m3-engine")  # all that the engine can do in FP8
-    modules = convert(model, recipe)
-    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(modules)}
-    write(folders["fp8"], tensors, config, catalogue, tokenizer, quantization=quantization)
+    with ThreadPoolExecutor(1) as pool:  # sums and writes of gigabytes: both at once
+        plain = pool.submit(write, folders["bf16"], _on_host(model), config, catalogue, tokenizer)
+        modules = convert(model, recipe)
+        quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(modules)}
+        write(folders["fp8"], _on_host(model), config, catalogue, tokenizer, quantization=quantization)
+        plain.result()
     return folders
+
+
+def _on_host(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
 def main() -> None:

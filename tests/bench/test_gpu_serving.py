@@ -6,13 +6,16 @@ import json
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gpu_serving import KEY, Found, Plan, alarm, cost_per_1000, fitted, numbers, specification, table
-from gpu_serving import OutOfTimeError as OutOfTime
 from random_checkpoints import make_pair, semantic_ids
+from serving_clock import Clock, OutOfTimeError, alarm
+from serving_numbers import Found, cost_per_1000, numbers, table
+from serving_plan import KEY, Plan, fitted, specification
+from serving_progress import ReplicaLog
 
 from experiment.spec import load_spec
 from model.config import PRESETS
@@ -90,8 +93,29 @@ def test_points_are_fitted_into_the_time_that_is_left(left_s: float, point_s: fl
 
 
 def test_the_alarm_ends_what_takes_too_long() -> None:
-    with pytest.raises(OutOfTime), alarm(0.05):
+    with pytest.raises(OutOfTimeError), alarm(0.05):
         time.sleep(10.0)
+
+
+def test_the_clock_leaves_time_for_a_clean_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock(100.0, 25.0)
+    assert clock.left_s == pytest.approx(75.0, abs=1.0)
+    clock.say("begun")
+    assert "s] begun" in capsys.readouterr().err
+
+
+def test_what_replicas_log_during_the_start_is_said_once_and_whole(tmp_path: Path) -> None:
+    old = tmp_path / "worker-0.err"
+    old.write_text("crossfade: of an earlier run\n")
+    said: list[str] = []
+    with ReplicaLog(said.append, tmp_path / "*.err", every_s=0.01):
+        with (tmp_path / "worker-1.err").open("w") as file:
+            for text in ("crossfade: loaded\nnoise\n", "crossfade: half", " a line\n"):
+                file.write(text)
+                file.flush()
+                time.sleep(0.1)
+        file.close()
+    assert said == ["loaded", "half a line"]
 
 
 def test_semantic_ids_are_distinct_and_skewed() -> None:

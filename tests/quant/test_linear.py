@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -41,6 +42,35 @@ def test_casting_moves_everything_but_codes_and_scales() -> None:
     assert torch.equal(quantised.weight.view(torch.uint8), codes)
     assert torch.equal(quantised.weight_scale, scale)
     torch.testing.assert_close(quantised(x), before, atol=1e-2, rtol=0)  # the bias went through bfloat16
+
+
+@torch.no_grad()
+def test_a_move_never_casts_codes_on_the_way() -> None:
+    _, quantised = twins()
+    seen: list[tuple[torch.dtype, int]] = []
+
+    def cast(value: torch.Tensor) -> torch.Tensor:
+        seen.append((value.dtype, value.numel()))
+        return value.to("cpu", torch.bfloat16)
+
+    names = list(quantised.state_dict())
+    quantised._apply(cast)
+    assert [count for dtype, count in seen if dtype == E4M3] == [0]
+    assert list(quantised.state_dict()) == names
+    assert quantised.to_empty(device="meta").weight.is_meta
+
+
+@torch.no_grad()
+def test_a_failed_move_leaves_codes_where_they_were() -> None:
+    _, quantised = twins()
+    codes = quantised.weight
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        quantised._apply(refuse)
+    assert quantised.weight is codes
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from quant.primitives import (
     block_scale,
     dequantise,
     encode,
+    holds_nan,
     quantise,
     require_finite,
     round_in_range,
@@ -217,3 +218,10 @@ def test_per_channel_scales_beat_per_tensor_ones_beside_an_outlier_channel() -> 
     by_tensor = dequantise(quantise(x, tensor_scale(x)), tensor_scale(x))
     assert sqnr_db(x[others], by_row[others]) > 31.0
     assert sqnr_db(x[others], by_tensor[others]) < 15.0
+
+
+def test_nan_is_found_among_codes_by_their_bytes() -> None:
+    for code in range(256):
+        codes = torch.tensor([0x08, code, 0x88, 0x7E, 0xFE], dtype=torch.uint8).view(E4M3)
+        assert holds_nan(codes) == math.isnan(value_of(code)) == bool(codes.float().isnan().any())
+    assert not holds_nan(torch.empty(0, dtype=E4M3))
