@@ -27,8 +27,11 @@ from model.config import PRESETS, OneRecConfig
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
 from quant.convert import convert
+from quant.crossover_timing import crossover_for
+from quant.engine import MEASURED_ROWS
 from quant.load import QUANT_METHOD
 from quant.recipes import recipe_named
+from quant.stored_weights import linear_shapes
 
 
 def item_id(number: int) -> str:
@@ -65,6 +68,8 @@ def make_pair(folder: Path, config: OneRecConfig, items: int, device: torch.devi
         quantization = {"quant_method": QUANT_METHOD, "recipe": recipe.to_dict(), "modules": list(modules)}
         write(folders["fp8"], _on_host(model), config, catalogue, tokenizer, quantization=quantization)
         plain.result()
+    if device.type == "cuda":  # while nobody else uses the device
+        crossover_for(folders["fp8"], device, MEASURED_ROWS, linear_shapes(model))
     return folders
 
 
