@@ -35,10 +35,9 @@ class Spool:
     """One writer's folder. Raises BlockingIOError when another living process owns it, or has just removed it."""
 
     def __init__(self, folder: Path, max_bytes: int, segment_bytes: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._max_bytes, self._segment_bytes = max_bytes, segment_bytes
-        self._lock_file = _locked(folder)
+        self._lock_file = _locked_new(folder) or _locked(folder)
         self._guard = threading.Lock()
         self._done = self._read_offset()
         last = max((int(path.stem) for path in self._segments()), default=self._done.segment)
@@ -194,6 +193,25 @@ def _is_locked(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _locked_new(folder: Path) -> IO[str] | None:
+    """Make the folder and hold its lock before anybody can see it, or adopt it; None when it is there already."""
+    if folder.exists():
+        return None
+    hidden = folder.with_name(f".{folder.name}-{os.getpid()}-{threading.get_ident()}")
+    hidden.mkdir(parents=True)
+    file = _locked(hidden)
+    try:
+        hidden.rename(folder)
+    except OSError:  # somebody made it in between
+        (hidden / "lock").unlink()
+        hidden.rmdir()
+        file.close()
+        if not folder.exists():
+            raise
+        return None
+    return file
 
 
 def _locked(folder: Path) -> IO[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from collections.abc import Mapping
@@ -31,12 +32,14 @@ class VariantBook:
             raise ConfigurationError(f"{self._path}: expected {{name: checkpoint folder}}: {error}") from error
 
     def add(self, variants: Mapping[str, Path]) -> None:
-        """Write down more of them; a name that is there already gets the new folder."""
-        known = self.read() | dict(variants)
+        """Write down more of them; a name that is there already gets the new folder. One process at a time."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({name: str(folder.absolute()) for name, folder in known.items()}, indent=2))
-        fresh.replace(self._path)
+        with self._path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self.read() | dict(variants)
+            fresh = self._path.with_suffix(".new")
+            fresh.write_text(json.dumps({name: str(folder.absolute()) for name, folder in known.items()}, indent=2))
+            fresh.replace(self._path)
 
     def catalogue(self, name: str) -> Catalogue:
         """What a variant can recommend. Raises ConfigurationError."""

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -257,6 +259,26 @@ def test_who_waited_for_a_folder_that_was_removed_does_not_get_it(
     monkeypatch.setattr(fcntl, "flock", lock_too_late)
     with pytest.raises(BlockingIOError, match="is gone"):
         open_spool(tmp_path / "w")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_adopts_a_folder_that_its_owner_is_just_making(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def adopt() -> None:
+        while not stop.is_set():
+            for folder in orphans(tmp_path):
+                with suppress(BlockingIOError):
+                    Spool(folder, 2**20, 4096).close(remove=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        adopter = pool.submit(adopt)
+        try:
+            for number in range(300):
+                Spool(tmp_path / f"writer-{number}", 2**20, 4096).close(remove=True)
+        finally:
+            stop.set()
+        adopter.result()
     assert list(tmp_path.iterdir()) == []
 
 

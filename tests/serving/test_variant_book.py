@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,32 @@ def test_adding_keeps_the_others_and_replaces_the_same_name(path: Path, tmp_path
     book.add({"bf16": tmp_path / "1", "fp8": tmp_path / "2"})
     book.add({"fp8": tmp_path / "3"})
     assert book.read() == {"bf16": tmp_path / "1", "fp8": tmp_path / "3"}
-    assert [found.name for found in path.parent.iterdir()] == ["variants.json"], "nothing half-written stays"
+    assert [found.name for found in path.parent.iterdir()] == ["variants.json", "variants.lock"], (
+        "nothing half-written stays"
+    )
+
+
+def test_two_gateways_that_add_at_once_lose_nothing(path: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from serving.variant_book import VariantBook\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for number in range(300): VariantBook(Path(sys.argv[1])).add({f'{sys.argv[2]}{number}': Path('/tmp')})"
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("a", "b")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()  # it has imported what it needs
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert set(VariantBook(path).read()) == {f"{name}{number}" for name in ("a", "b") for number in range(300)}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', '{"fp8": 3}', '{"fp8": null}', "\udcff"])
