@@ -73,7 +73,12 @@ class Services:
     turns: Turns = field(default_factory=Turns)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """`of_request` as a dependency."""
+    return of_request(request)
+
+
+def of_request(request: Request) -> Services:
     """The services of the application that received this request."""
     found: Services = request.app.state.services
     return found

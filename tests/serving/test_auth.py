@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +27,12 @@ ALLOWED = {
 }
 
 
-def naming(scope: Scope) -> Callable[[Request], str]:
+def naming(scope: Scope) -> Callable[[Request], Awaitable[str]]:
     """A route that says who asked."""
     authorised = require(scope)
 
-    def answer(request: Request) -> str:
-        return authorised(request).name
+    async def answer(request: Request) -> str:
+        return (await authorised(request)).name
 
     return answer
 
