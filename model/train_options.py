@@ -73,7 +73,9 @@ class TrainOptions:
 PRESET_OPTIONS: dict[str, TrainOptions] = {
     "tiny": TrainOptions(),
     # chosen on MovieLens-100K's validation items, as the preset itself
-    "small": TrainOptions(epochs=10, history_dropout=0.2, shuffle_instants=True),
+    "small": TrainOptions(
+        epochs=14, history_dropout=0.1, encoding_dropout=0.2, newest_targets=200, shuffle_instants=True, average=0.998
+    ),
 }
 """How the presets that a workstation can train are trained."""
 
