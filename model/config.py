@@ -187,7 +187,7 @@ PRESETS: dict[str, OneRecConfig] = {
     ),
     # chosen on MovieLens-100K's validation items: two levels suffice for few items, one key/value head saves time
     "small": OneRecConfig(
-        d_model=192,
+        d_model=128,
         n_layers=2,
         n_heads=4,
         kv_groups=1,
