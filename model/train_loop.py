@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from model.training_state import (
     restore_optimizer,
     save_state,
 )
+from model.weight_average import WeightAverage
 
 Validation = tuple[Samples, Tensor]
 """Samples, and which of them are the validation targets."""
@@ -37,10 +38,12 @@ Validation = tuple[Samples, Tensor]
 class NextItemLoss(nn.Module):
     """The objective as one module, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: OneRecV2, codes: Tensor, history_dropout: float = 0.0) -> None:
+    def __init__(
+        self, model: OneRecV2, codes: Tensor, history_dropout: float = 0.0, encoding_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
-        self.history_dropout = history_dropout
+        self.history_dropout, self.encoding_dropout = history_dropout, encoding_dropout
         self.register_buffer("codes", codes, persistent=False)
 
     def forward(self, tokens: ContextTokens, target: Tensor) -> Tensor:
@@ -58,6 +61,8 @@ class NextItemLoss(nn.Module):
             encoded = nn.functional.embedding(items, context.encode_items(codes))
         else:
             encoded = context.encode_items(codes[items])
+        if self.model.training and self.encoding_dropout:
+            encoded = nn.functional.dropout(encoded, self.encoding_dropout)
         return context.assemble(encoded, tokens.valid, tokens.places, tokens.features)
 
 
@@ -80,19 +85,22 @@ class TrainLoop:
         self._model, self._samples, self._validation, self._options = model, samples, validation, options
         self._worker, self._report, self._state_path = worker, report, state_path
         self._order = torch.Generator().manual_seed(seed)
-        self._per_epoch = math.ceil(len(samples) / options.batch_size)
-        self._plain = NextItemLoss(model, codes, options.history_dropout).to(worker.device)
+        self._targets = samples.newest(options.newest_targets)
+        self._per_epoch = math.ceil(len(self._targets) / options.batch_size)
+        objective = NextItemLoss(model, codes, options.history_dropout, options.encoding_dropout)
+        self._plain = objective.to(worker.device)
         self._optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), lr=options.learning_rate, fused=True)
         # every rank starts from the same seed and moves its own biases alike: nothing but gradients is sent
         self._objective: nn.Module = (
             self._plain if worker.size == 1 else DistributedDataParallel(self._plain, broadcast_buffers=False)
         )
         self._balancer = ExpertBalancer(model, options.bias_rate, worker)
+        self._average = WeightAverage(model, options.average)
         self._best: dict[str, Tensor] = {}
         self.position = Position(smooth=math.log(model.config.codebook_size))
         settings = {
             "model": model.config.to_dict(),
-            "options": asdict(options),
+            "options": options.to_dict(),
             "seed": seed,
             "workers": worker.size,
         }
@@ -107,7 +115,10 @@ class TrainLoop:
         return self._options.epochs * self._per_epoch
 
     def run(self) -> Position:
-        """Train to the end; the model is then in evaluation mode, with its best epoch's weights if one was kept."""
+        """Train to the end; the model is then in evaluation mode, with its best epoch's weights if one was kept.
+
+        With an average of the weights, every epoch is judged by its average, and training ends with one.
+        """
         if self._state_path is not None and self._state_path.exists():
             self._restore(load_state(self._state_path, self._fingerprint))
         try:
@@ -117,6 +128,8 @@ class TrainLoop:
             self._balancer.close()
         if self._best:
             self._model.load_state_dict(self._best)
+        else:
+            self._average.put()
         self._model.eval()
         return self.position
 
@@ -124,17 +137,18 @@ class TrainLoop:
         at, options = self.position, self._options
         drawn_from = self._order.get_state()
         samples = self._samples.reordered(self._order) if options.shuffle_instants else self._samples
-        order = torch.randperm(len(samples), generator=self._order)
+        order = self._targets[torch.randperm(len(self._targets), generator=self._order)]
         self._model.train()
         for index in range(at.index, self._per_epoch):
             batch = order[index * options.batch_size : (index + 1) * options.batch_size]
             self._note(self._step(samples, batch, at.epoch * self._per_epoch + index), batch.shape[0])
             if options.save_every and len(at.step_losses) % options.save_every == 0 and at.index < self._per_epoch:
                 self._save(drawn_from)
-        at.losses.append(at.total / len(samples))
+        at.losses.append(at.total / len(self._targets))
         at.epoch, at.index, at.total = at.epoch + 1, 0, 0.0
         if options.patience:
-            self._judge(self._validation_loss())
+            with self._average.applied():
+                self._judge(self._validation_loss())
         self._save(self._order.get_state())
 
     def _note(self, loss: float, count: int) -> None:
@@ -170,6 +184,7 @@ class TrainLoop:
             group["lr"] = self._options.rate_at(step, self._steps)
         self._optimizer.step()
         self._balancer.step()
+        self._average.step(step + 1)
         return mean
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
@@ -212,6 +227,7 @@ class TrainLoop:
         if self._worker.is_first:
             tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
             tensors |= {f"best.{name}": value for name, value in self._best.items()}
+            tensors |= {f"average.{name}": value for name, value in self._average.weights.items()}
             tensors |= optimizer_tensors(self._model, self._optimizer)
             tensors |= {"order_rng": order_rng, "rng": rng}
             save_state(self._state_path, TrainingState(self.position, tensors), self._fingerprint)
@@ -221,6 +237,7 @@ class TrainLoop:
         self.position = state.position
         self._model.load_state_dict(state.part("model"))
         self._best = state.part("best")
+        self._average.load(state.part("average"))
         restore_optimizer(self._model, self._optimizer, state)
         self._order.set_state(state.tensors["order_rng"])
         self._worker.set_random_state(state.tensors["rng"][self._worker.rank].clone())

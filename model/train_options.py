@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from model.errors import ModelError
 
 PRECISIONS = ("float32", "bfloat16")
+YOUNGER_FIELDS = ("encoding_dropout", "newest_targets", "average")
+"""Younger than the first training states: left out of stored options where they have their default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,10 @@ class TrainOptions:
     accumulate: int = 1  # parts that a worker's share of a batch is computed in, to save memory
     patience: int = 0  # epochs without a lower validation loss before training stops; 0: never, and none is computed
     history_dropout: float = 0.0  # share of each history's items that are hidden, others each time it is read
+    encoding_dropout: float = 0.0  # share of the numbers of each history item's encoding that are set to zero
+    newest_targets: int = 0  # newest items of each user that are targets; the histories stay whole; 0: all items
     shuffle_instants: bool = False  # in each epoch, items that a user met at one time come in another random order
+    average: float = 0.0  # decay per step of the exponential average of the weights that training ends with; 0: none
     bias_rate: float = 1e-3  # how far the experts' selection biases move in a step; DeepSeek-V3's own
     precision: str = "float32"  # of products and activations; weights and optimizer stay float32
     save_every: int = 0  # steps between two saved training states; 0: only after each epoch
@@ -36,16 +42,25 @@ class TrainOptions:
         for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise ModelError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        for name in ("patience", "save_every", "bias_rate", "weight_decay", "warmup_share"):
+        for name in ("patience", "save_every", "newest_targets", "bias_rate", "weight_decay", "warmup_share"):
             if not getattr(self, name) >= 0:
                 raise ModelError(f"{name}: must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0.0:
                 raise ModelError(f"{name}: must be positive, got {getattr(self, name)}")
-        if not 0.0 <= self.history_dropout < 1.0:
-            raise ModelError(f"history_dropout: must be in [0, 1), got {self.history_dropout}")
+        for name in ("history_dropout", "encoding_dropout", "average"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ModelError(f"{name}: must be in [0, 1), got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise ModelError(f"precision: must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values, `YOUNGER_FIELDS` at their default left out.
+
+        So training states and results that were stored before those fields existed are still known as what they are.
+        """
+        unused = {field.name: field.default for field in fields(self) if field.name in YOUNGER_FIELDS}
+        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`: linear up to the peak, then a cosine down to zero."""
@@ -58,7 +73,9 @@ class TrainOptions:
 PRESET_OPTIONS: dict[str, TrainOptions] = {
     "tiny": TrainOptions(),
     # chosen on MovieLens-100K's validation items, as the preset itself
-    "small": TrainOptions(epochs=10, history_dropout=0.2, shuffle_instants=True),
+    "small": TrainOptions(
+        epochs=14, history_dropout=0.1, encoding_dropout=0.2, newest_targets=200, shuffle_instants=True, average=0.998
+    ),
 }
 """How the presets that a workstation can train are trained."""
 

@@ -95,6 +95,17 @@ class Samples:
     def __len__(self) -> int:
         return self.items.shape[0]
 
+    def newest(self, count: int) -> Tensor:
+        """The samples of each user's newest `count` items, rising [m]; all samples for 0.
+
+        Only as targets: their histories reach back as far as ever.
+        """
+        sample = torch.arange(len(self))
+        if not count:
+            return sample
+        end = torch.searchsorted(self.start, self.start, right=True)  # of the user's samples: all with this start
+        return sample[end - sample <= count]
+
     def reordered(self, generator: torch.Generator) -> Samples:
         """The same histories with the items of each instant in a random order among themselves.
 

@@ -41,7 +41,8 @@ class TrainingState:
     """A position with the tensors that belong to it.
 
     tensors: "model.*", the optimizer's "moment1.*", "moment2.*" and "count.*" by parameter, "best.*" where there is a
-    best epoch, "order_rng" from which this epoch's orders were drawn, "rng" [workers, bytes] of dropout.
+    best epoch, "average.*" where the weights are averaged, "order_rng" from which this epoch's orders were drawn,
+    "rng" [workers, bytes] of dropout.
     """
 
     position: Position

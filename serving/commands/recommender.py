@@ -37,7 +37,7 @@ def train(
     path: Data = None,
     seed: Seed = 0,
     with_fault: Annotated[bool, typer.Option(help="also make the really damaged FP8 variant")] = False,
-    preset: Annotated[str, typer.Option(help="tiny (a minute) or small (four minutes, a little better)")] = "tiny",
+    preset: Annotated[str, typer.Option(help="tiny (a minute) or small (five minutes, a little better)")] = "tiny",
 ) -> None:
     """Train OneRec-V2, quantise it, and compare both with baselines; nothing is done twice, and an interrupted training
     goes on where it was."""

@@ -99,7 +99,7 @@ def settings_of(name: str, quick: bool) -> Any:
         return asdict(replace(SASREC[name], epochs=2) if quick else SASREC[name])
     preset, options = ONEREC[name]
     chosen = replace(options, epochs=1) if quick else options
-    return {"config": PRESETS[preset].to_dict(), "options": asdict(chosen), "beam_width": BEAM_WIDTH}
+    return {"config": PRESETS[preset].to_dict(), "options": chosen.to_dict(), "beam_width": BEAM_WIDTH}
 
 
 def build(name: str, split: Split, seed: int, quick: bool, report: Report) -> Ranker:

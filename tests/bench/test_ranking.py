@@ -11,7 +11,21 @@ import pytest
 from model.data import IntArray, Row, from_rows
 from model.evaluate import evaluate
 from model.split import Split, leave_one_out
-from tests.bench.ranking import RANKS, REFERENCE, Run, difference, merged, origins, places, stored, summary, write
+from tests.bench.ranking import (
+    ONEREC,
+    RANKS,
+    REFERENCE,
+    ROOT,
+    Run,
+    difference,
+    merged,
+    origins,
+    places,
+    settings_of,
+    stored,
+    summary,
+    write,
+)
 
 
 def _split() -> Split:
@@ -88,3 +102,10 @@ def test_origins_name_the_seeds_that_were_made_in_one_place() -> None:
         "- a (1, 2), b (1): here.",
         "- a (3): there.",
     ]
+
+
+@pytest.mark.parametrize("name", ONEREC)
+def test_kept_results_are_of_the_presets_as_they_are(name: str) -> None:
+    kept = [run.settings for run in stored(ROOT / "tests/bench/results/ranking.json") if run.recommender == name]
+    assert len(kept) == 5
+    assert set(kept) == {json.dumps(settings_of(name, quick=False), sort_keys=True)}

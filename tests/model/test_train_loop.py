@@ -4,17 +4,19 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model.config import OneRecConfig
+from model.context_tokens import ContextTokens
 from model.distributed import Worker
 from model.errors import ModelError
 from model.experts import MixtureOfExperts
 from model.onerec import OneRecV2
 from model.split import Split
 from model.train import Samples, TrainOptions, TrainResult, train
-from model.train_loop import NextItemLoss
+from model.train_loop import NextItemLoss, TrainLoop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +117,114 @@ def test_history_dropout_hides_its_share_of_items_in_training_only(toy_split: Sp
     assert not torch.equal(masks[0], masks[1])
 
 
+def test_encoding_dropout_zeroes_its_share_of_items_encodings_in_training_only(
+    toy_split: Split, toy_config: OneRecConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, samples = OneRecV2(toy_config), Samples.of(toy_split)
+    codes = torch.stack([torch.arange(20) // 5, torch.arange(20) % 5, torch.zeros(20, dtype=torch.int64)], dim=1)
+    tokens, seen = samples.tokens(torch.arange(len(samples)), toy_config), list[torch.Tensor]()
+    assemble = model.context.assemble
+    monkeypatch.setattr(model.context, "assemble", lambda items, *rest: (seen.append(items), assemble(items, *rest))[1])
+    for share, training in ((0.25, True), (0.25, True), (0.25, False), (0.0, True)):
+        model.train(training)
+        NextItemLoss(model, codes, encoding_dropout=share)(tokens, samples.items)
+    whole = seen[3]
+    assert torch.equal(seen[2], whole)
+    for dropped in seen[:2]:
+        kept = dropped != 0
+        assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.02)
+        torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+        one_item = (tokens.items == tokens.items[-1, 0]) & tokens.valid
+        assert len(torch.unique(kept[one_item], dim=0)) > 1, "one item is dropped otherwise in each history"
+    assert not torch.equal(seen[0] != 0, seen[1] != 0)
+
+
+def test_defaults_of_the_objective_draw_no_random_numbers(toy_split: Split, toy_config: OneRecConfig) -> None:
+    """So that a training without these options is what it was before there were any."""
+    model, samples = OneRecV2(toy_config).train(), Samples.of(toy_split)
+    codes = torch.stack([torch.arange(20) // 5, torch.arange(20) % 5, torch.zeros(20, dtype=torch.int64)], dim=1)
+    before = torch.get_rng_state()
+    NextItemLoss(model, codes)(samples.tokens(torch.arange(9), toy_config), samples.items[:9])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shuffle_instants", [False, True])
+def test_newest_targets_caps_what_is_trained_on_and_leaves_histories_whole(
+    shuffle_instants: bool, toy_split: Split, toy_config: OneRecConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, tokens = list[int](), Samples.tokens
+
+    def noting(self: Samples, sample: torch.Tensor, config: OneRecConfig) -> ContextTokens:
+        asked.extend(sample.tolist())
+        return tokens(self, sample, config)
+
+    monkeypatch.setattr(Samples, "tokens", noting)
+    options = TrainOptions(epochs=1, batch_size=7, newest_targets=2, shuffle_instants=shuffle_instants)
+    result = train(toy_split, toy_config, seed=0, options=options)
+    ends = np.cumsum([len(history) for history in toy_split.train])
+    expected = sorted(
+        end - back
+        for end, history in zip(ends, toy_split.train, strict=True)
+        for back in (1, 2)
+        if back <= len(history)
+    )
+    assert sorted(asked) == expected, "each once in an epoch"
+    assert len(result.step_losses) == math.ceil(len(expected) / 7)
+    sizes = [len(part) for part in torch.split(torch.arange(len(expected)), 7)]
+    assert result.losses[0] == pytest.approx(float(np.average(result.step_losses, weights=sizes)))
+
+
+def test_newest_targets_of_more_than_anybody_has_is_all_to_the_bit(toy_split: Split, toy_config: OneRecConfig) -> None:
+    whole = train(toy_split, toy_config, seed=0, options=QUICK)
+    capped = train(toy_split, toy_config, seed=0, options=dataclasses.replace(QUICK, newest_targets=1000))
+    assert capped.step_losses == whole.step_losses
+    assert _largest_difference(whole, capped) == 0.0
+
+
+def _loop(split: Split, config: OneRecConfig, options: TrainOptions) -> tuple[OneRecV2, list[dict[str, torch.Tensor]]]:
+    """The trained model, and its parameters after each step."""
+    torch.manual_seed(0)
+    model, after = OneRecV2(config), list[dict[str, torch.Tensor]]()
+    TrainLoop(
+        model,
+        torch.stack([torch.arange(20) // 5, torch.arange(20) % 5, torch.zeros(20, dtype=torch.int64)], dim=1),
+        Samples.of(split),
+        Samples.with_validation(split),
+        options,
+        seed=0,
+        worker=Worker(),
+        report=lambda _: after.append({name: p.detach().clone() for name, p in model.named_parameters()}),
+        state_path=None,
+    ).run()
+    return model, after
+
+
+def test_average_equals_a_naive_mean_over_all_steps_and_leaves_training_alone(
+    toy_split: Split, toy_config: OneRecConfig
+) -> None:
+    averaged, during = _loop(toy_split, toy_config, dataclasses.replace(QUICK, average=0.8))
+    last, plain = _loop(toy_split, toy_config, QUICK)
+    assert len(during) == len(plain) > 5
+    for one, other in zip(during, plain, strict=True):
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    share = torch.tensor([0.8 ** (len(during) - 1 - step) for step in range(len(during))], dtype=torch.float64)
+    for name, parameter in averaged.named_parameters():
+        values = torch.stack([weights[name] for weights in during]).double()
+        expected = (values * (share / share.sum()).view(-1, *[1] * parameter.ndim)).sum(0)
+        torch.testing.assert_close(parameter.detach().double(), expected, atol=1e-6, rtol=1e-5, msg=name)
+        assert torch.equal(dict(last.named_parameters())[name], during[-1][name]), "without: the last step's weights"
+
+
+def test_patience_judges_and_keeps_the_averaged_weights(toy_split: Split, toy_config: OneRecConfig) -> None:
+    options = TrainOptions(epochs=6, batch_size=32, learning_rate=5e-2, patience=6)
+    averaged = train(toy_split, toy_config, seed=0, options=dataclasses.replace(options, average=0.9))
+    plain = train(toy_split, toy_config, seed=0, options=options)
+    assert averaged.step_losses == plain.step_losses, "judging puts the training's own weights back"
+    assert averaged.validation_losses != plain.validation_losses
+    assert _validation_loss(averaged, toy_split) == pytest.approx(min(averaged.validation_losses), rel=1e-5)
+
+
 def test_no_early_stop_without_patience(toy_split: Split, toy_config: OneRecConfig) -> None:
     result = train(toy_split, toy_config, seed=0, options=QUICK)
     assert result.validation_losses == ()
@@ -189,6 +299,11 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
         {"precision": "float8"},
         {"history_dropout": 1.0},
         {"history_dropout": -0.1},
+        {"encoding_dropout": 1.0},
+        {"encoding_dropout": math.nan},
+        {"newest_targets": -1},
+        {"average": 1.0},
+        {"average": -0.1},
     ],
 )
 def test_train_options_of_the_loop_impossible_values_are_refused(change: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from model.data import Interactions
 from model.errors import CheckpointError
 from model.split import Split, leave_one_out
 from model.train import Progress, TrainOptions, TrainResult, train
+from model.train_options import YOUNGER_FIELDS
 from model.training_state import TrainingState, load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +27,9 @@ OPTIONS = TrainOptions(
     patience=3,
     save_every=2,
     history_dropout=0.1,
+    encoding_dropout=0.1,
+    newest_targets=5,
+    average=0.8,
     shuffle_instants=True,
 )
 
@@ -64,18 +68,20 @@ def _assert_equal_to_the_bit(first: TrainResult, second: TrainResult) -> None:
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
 
 
+@pytest.mark.parametrize("patience", [3, 0])
 @pytest.mark.parametrize("stops", [(1,), (2,), (3,), (5, 9), (7, 8, 9)])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
-    stops: tuple[int, ...], toy_split: Split, demanding: OneRecConfig, tmp_path: Path
+    stops: tuple[int, ...], patience: int, toy_split: Split, demanding: OneRecConfig, tmp_path: Path
 ) -> None:
-    whole = train(toy_split, demanding, seed=4, options=OPTIONS)
+    options = dataclasses.replace(OPTIONS, patience=patience)
+    whole = train(toy_split, demanding, seed=4, options=options)
     assert len(whole.step_losses) > max(stops)
     path = tmp_path / "state.safetensors"
     for stop in stops:
         with pytest.raises(KilledError):
-            train(toy_split, demanding, seed=4, options=OPTIONS, progress=_stop_at(stop), state_path=path)
+            train(toy_split, demanding, seed=4, options=options, progress=_stop_at(stop), state_path=path)
     torch.manual_seed(99)  # nothing of the caller's random state may matter
-    resumed = train(toy_split, demanding, seed=4, options=OPTIONS, state_path=path)
+    resumed = train(toy_split, demanding, seed=4, options=options, state_path=path)
     _assert_equal_to_the_bit(whole, resumed)
 
 
@@ -125,6 +131,34 @@ def test_resume_with_a_forgotten_part_of_the_state_would_be_noticed(
     assert resumed.step_losses[6:] != whole.step_losses[6:]
 
 
+def test_state_without_its_average_would_be_noticed(
+    toy_split: Split, demanding: OneRecConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, path = dataclasses.replace(OPTIONS, patience=0), tmp_path / "state.safetensors"
+    whole = train(toy_split, demanding, seed=4, options=options, state_path=path)
+
+    def forgetful(path: Path, fingerprint: str) -> TrainingState:
+        state = load_state(path, fingerprint)
+        return TrainingState(state.position, {k: v for k, v in state.tensors.items() if not k.startswith("average.")})
+
+    monkeypatch.setattr("model.train_loop.load_state", forgetful)
+    again = train(toy_split, demanding, seed=4, options=options, state_path=path)
+    assert not torch.equal(again.model.bos, whole.model.bos)
+
+
+def test_state_from_before_the_younger_options_is_still_known() -> None:
+    plain = TrainOptions().to_dict()
+    assert not set(YOUNGER_FIELDS) & set(plain)
+    assert plain == {k: v for k, v in dataclasses.asdict(TrainOptions()).items() if k not in YOUNGER_FIELDS}
+    chosen = OPTIONS.to_dict()
+    assert TrainOptions(**chosen) == OPTIONS
+    assert {name: chosen[name] for name in YOUNGER_FIELDS} == {
+        "encoding_dropout": 0.1,
+        "newest_targets": 5,
+        "average": 0.8,
+    }
+
+
 @pytest.fixture
 def state_file(toy_split: Split, demanding: OneRecConfig, tmp_path: Path) -> Path:
     path = tmp_path / "state.safetensors"
@@ -138,11 +172,22 @@ def _meta(path: Path) -> dict[str, str]:
         return meta
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"learning_rate": 0.02}, {"accumulate": 1}, {"dropout": 0.1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 5},
+        {"learning_rate": 0.02},
+        {"accumulate": 1},
+        {"dropout": 0.1},
+        {"encoding_dropout": 0.2},
+        {"newest_targets": 0},
+        {"average": 0.0},
+    ],
+)
 def test_state_of_another_training_is_refused(
     change: dict[str, float], state_file: Path, toy_split: Split, demanding: OneRecConfig
 ) -> None:
-    options = {name: value for name, value in change.items() if name in ("learning_rate", "accumulate")}
+    options = {name: value for name, value in change.items() if name not in ("seed", "dropout")}
     config = dataclasses.replace(demanding, dropout=change.get("dropout", demanding.dropout))
     with pytest.raises(CheckpointError, match="other data, options, model, seed"):
         train(

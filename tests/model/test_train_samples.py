@@ -208,6 +208,22 @@ def test_samples_are_every_position_with_its_history_newest_first(toy_split: Spl
             position += 1
 
 
+def test_samples_newest_are_the_last_of_each_user_with_their_whole_history(toy_split: Split) -> None:
+    samples = Samples.of(toy_split)
+    ends = np.cumsum([len(history) for history in toy_split.train])
+    for count in (1, 3):
+        expected = [
+            sample
+            for end, history in zip(ends, toy_split.train, strict=True)
+            for sample in range(max(end - count, end - len(history)), end)
+        ]
+        assert samples.newest(count).tolist() == expected
+    last, valid = samples.windows(samples.newest(1), 100)
+    for row, history in enumerate(toy_split.train):
+        assert last[row][valid[row]].tolist() == history[:-1][::-1].tolist()
+    assert torch.equal(samples.newest(0), torch.arange(len(samples)))
+
+
 def test_samples_instant_is_shared_by_one_user_and_time_only(paged_split: Split) -> None:
     samples = Samples.of(paged_split)
     assert _names(paged_split, samples.items) == "xvwyvwx"
