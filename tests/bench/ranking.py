@@ -147,8 +147,7 @@ def difference(runs: list[Run], reference: list[Run], *, validation: bool = Fals
 def summary(runs: list[Run]) -> tuple[list[str], dict[str, float]]:
     """Rows of the Markdown table, and the same as flat numbers."""
     lines = [
-        "| recommender | HR@10 | NDCG@10 | validation HR@10 | seeds | s of computing "
-        "| HR@10 over SASRec | on validation |",
+        "| recommender | HR@10 | NDCG@10 | validation HR@10 | seeds | s computed | HR@10 over SASRec | on validation |",
         "|---" * 8 + "|",
     ]
     numbers: dict[str, float] = {}
