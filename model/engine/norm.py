@@ -133,4 +133,4 @@ def _add_norm(
         if plain is not None:
             tl.store(plain + at, y16, inside)
     if square is not None:
-        tl.store(square + row, tl.sum(y * y, 0))
+        tl.store(square + row, tl.maximum(tl.sum(y * y, 0), 1e-30))  # a row of zeros is divided by it

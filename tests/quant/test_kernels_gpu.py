@@ -78,6 +78,16 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
     assert sqnr_db(exact, got) > 25.0
 
 
+def test_experts_make_zeros_of_zeros() -> None:
+    d, inner, gamma = 256, 256, torch.ones(256, device="cuda", dtype=torch.bfloat16)
+    h, room = torch.zeros(40, d, device="cuda", dtype=torch.bfloat16), capacity(40, 1, 3, 2)
+    x = add_norm(h, None, gamma, 1e-6, eight=True, want_square=True, capacity=room)
+    placed, way = dispatch(x, randn(40, 3, seed=1).float(), torch.zeros(3, device="cuda"), 2, 1)
+    first, second = EIGHT.experts(randn(4, 2 * inner, d, seed=2), randn(4, d, inner, seed=3))
+    out = second.product(first.product(placed, way.tiles), way.tiles).values[way.position.long()]
+    assert not bool(out.float().abs().sum())
+
+
 @pytest.mark.parametrize("inner", [384, 2048, 14336])
 def test_swiglu_rounds_each_row(inner: int) -> None:
     gate_up = randn(70, 2 * inner, seed=1, std=2.0)
