@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from model.errors import ModelError
+from model.stored_fields import stored_fields
 
 PATHWAY_FIELDS = ("profile_features", "short_term", "positive_len", "positive_from")
 """Younger than the first checkpoints: left out of a stored configuration where they have their default."""
@@ -132,8 +133,7 @@ class OneRecConfig:
 
         Pathway fields at their default are left out, so that digests of models without them are what they were.
         """
-        unused = {field.name: field.default for field in fields(self) if field.name in PATHWAY_FIELDS}
-        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
+        return stored_fields(self, PATHWAY_FIELDS)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OneRecConfig:

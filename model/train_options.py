@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from model.errors import ModelError
+from model.stored_fields import stored_fields
 
 PRECISIONS = ("float32", "bfloat16")
 YOUNGER_FIELDS = ("encoding_dropout", "newest_targets", "average")
@@ -59,8 +60,7 @@ class TrainOptions:
 
         So training states and results that were stored before those fields existed are still known as what they are.
         """
-        unused = {field.name: field.default for field in fields(self) if field.name in YOUNGER_FIELDS}
-        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
+        return stored_fields(self, YOUNGER_FIELDS)
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`: linear up to the peak, then a cosine down to zero."""

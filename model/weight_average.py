@@ -32,12 +32,9 @@ class WeightAverage:
             else:
                 self.weights[name].lerp_(parameter.detach(), share)
 
-    @torch.no_grad()
     def put(self) -> None:
         """Write the averages into the model."""
-        for name, parameter in self._model.named_parameters():
-            if name in self.weights:
-                parameter.copy_(self.weights[name])
+        self._write(self.weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -47,10 +44,13 @@ class WeightAverage:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self._model.named_parameters():
-                    if name in own:
-                        parameter.copy_(own[name])
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Go on from stored `weights`."""

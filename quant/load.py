@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import CheckpointFiles, build_model
+from model.checkpoint import CheckpointFiles, build_model, require_shapes
+from model.checkpoint_folder import WEIGHTS
 from model.checkpoint_stream import CheckpointSource, new_checkpoint, open_checkpoint
 from model.errors import CheckpointError
 from model.onerec import OneRecV2
@@ -139,7 +140,7 @@ def build_quantised(files: CheckpointFiles, device: torch.device) -> OneRecV2:
         hollow(model, recipe, names)
     except RecipeError as error:
         raise CheckpointError(f"quantization_config: {error}") from error
-    _check_tensors(model.state_dict(), files.tensors)
+    _check_tensors(model, files.tensors)
     model.load_state_dict(files.tensors, assign=True)
     return model.eval()
 
@@ -174,30 +175,27 @@ def _quantization(files: CheckpointFiles) -> tuple[Fp8Recipe, list[str]]:
         raise CheckpointError(f"quantization_config: {error}") from error
 
 
-def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _check_tensors(model: OneRecV2, found: Mapping[str, Tensor]) -> None:
     """Names, shapes and the dtypes of codes; scales must be positive and finite, for one bad scale is a silent one."""
-    for name in sorted(expected.keys() ^ found.keys()):
-        word = "missing" if name in expected else "unknown"
-        raise CheckpointError(f"model.safetensors: {word} tensor {name!r}")
-    for name, wanted in expected.items():
+    require_shapes(model, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    for name, wanted in model.state_dict().items():
         tensor = found[name]
-        if tensor.shape != wanted.shape:
-            shapes = f"{tuple(tensor.shape)}, expected {tuple(wanted.shape)}"
-            raise CheckpointError(f"model.safetensors: {name!r} has shape {shapes}")
-        if wanted.dtype is torch.float8_e4m3fn and tensor.dtype is not wanted.dtype:
-            raise CheckpointError(f"model.safetensors: {name!r} is {tensor.dtype}, expected {wanted.dtype}")
+        if wanted.dtype is E4M3 and tensor.dtype is not E4M3:
+            raise CheckpointError(f"{WEIGHTS}: {name!r} is {tensor.dtype}, expected {E4M3}")
         if name.endswith("_scale"):
             _check_scale(name, tensor)
-        elif holds_nan(tensor) if tensor.dtype is E4M3 else not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"model.safetensors: {name!r} holds NaN or infinity")
+            continue
+        finite = not holds_nan(tensor) if tensor.dtype is E4M3 else bool(torch.isfinite(tensor).all())
+        if not finite:
+            raise CheckpointError(f"{WEIGHTS}: {name!r} holds NaN or infinity")
 
 
 def _check_scale(name: str, scale: Tensor) -> None:
     if scale.dtype is not torch.float32:
-        raise CheckpointError(f"model.safetensors: {name!r} is {scale.dtype}, expected torch.float32")
+        raise CheckpointError(f"{WEIGHTS}: {name!r} is {scale.dtype}, expected torch.float32")
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bool(bad.any()):
-        raise CheckpointError(f"model.safetensors: {name!r} has {int(bad.sum())} scales that are not positive numbers")
+        raise CheckpointError(f"{WEIGHTS}: {name!r} has {int(bad.sum())} scales that are not positive numbers")
 
 
 def own_tensors(name: str, plain: nn.Module, twin: nn.Module) -> dict[str, Tensor]:

@@ -164,9 +164,8 @@ __device__ __forceinline__ void tile(
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attention(
     const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u16 *queries,
-    const int *lengths, const float *key_scale, const float *value_scale,
-    const float *out_scale, u8 *out, float *scale, int beams, int padded, int d,
-    int heads, int groups, int blocks, int items, float sharpness) {
+    const int *lengths, const float *key_scale, const float *value_scale, const float *out_scale, u8 *out, float *scale,
+    int beams, int padded, int d, int heads, int groups, int blocks, int items, float sharpness) {
   extern __shared__ u8 dynamic[];
   __shared__ alignas(8) u64 barriers[3 * STAGES];
   const u32 base = (shared_address(dynamic) + 1023) & ~1023u;

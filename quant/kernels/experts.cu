@@ -44,10 +44,9 @@ __device__ __forceinline__ u32 gated(const float *pairs, const float *factor, fl
 // width: columns written. scale [E, width], for a gated product gate_scale [E, width] besides. stored: rows that each
 // expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
-    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out,
-    float *out_scale, const float *row_scale, const float *row_square,
-    const float *scale, const float *gate_scale, const int *expert_of_tile,
-    const int *used_tiles, int width, int stored, int steps) {
+    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out, float *out_scale,
+    const float *row_scale, const float *row_square, const float *scale, const float *gate_scale,
+    const int *expert_of_tile, const int *used_tiles, int width, int stored, int steps) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
