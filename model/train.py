@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from model.item_embeddings import item_embeddings
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer, TokenizerQuality, fit_tokenizer
 from model.split import Split
+from model.threads import torch_threads
 from model.train_loop import TrainLoop
 from model.train_options import Progress, TrainOptions
 from model.train_samples import Samples
@@ -58,7 +58,7 @@ def train(
     options, worker = options or TrainOptions(), worker or Worker()
     began = time.perf_counter()
     gpus = [worker.device] if worker.device.type == "cuda" else []
-    with _threads(options.threads), torch.random.fork_rng(devices=gpus):
+    with torch_threads(options.threads), torch.random.fork_rng(devices=gpus):
         vectors = item_embeddings(split, seed=seed)
         tokenizer, quality = fit_tokenizer(vectors, config.levels, config.codebook_size, seed)
         torch.manual_seed(seed)
@@ -83,13 +83,3 @@ def train(
         step_losses=tuple(end.step_losses),
         validation_losses=tuple(end.validation_losses),
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

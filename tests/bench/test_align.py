@@ -15,6 +15,7 @@ from model.data import Row as Interaction
 from model.data import from_rows
 from model.gbpo import AlignOptions, gbpo_loss
 from model.split import Split, leave_one_out
+from model.threads import torch_threads
 from model.train import TrainOptions
 from tests.bench.align import COLUMNS, Loop, Row, Simulation, flat, markdown, plain_ratio, run, trained
 from tests.bench.align_world import World
@@ -43,10 +44,8 @@ LOST = 0.05
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from model.data import Interactions, Row, from_rows
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
 from model.split import Split, leave_one_out
+from model.threads import torch_threads
 
 TOY = OneRecConfig(
     d_model=16,
@@ -37,10 +38,8 @@ PATHWAYS = dataclasses.replace(TOY, short_term=2, positive_len=3, profile_featur
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Toy tensors are too small to share between threads, which only get in each other's way: every test here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from model.config import OneRecConfig
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
 from model.tensor_file import TensorSpec
+from model.threads import torch_threads
 
 N_ITEMS = 400
 DENSE = OneRecConfig(
@@ -58,10 +59,8 @@ def random_histories(count: int, seed: int = 0) -> list[list[str]]:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Matrices of this size run slower on several threads, and far slower where others compute too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from model.gbpo import AlignOptions
 from model.onerec import OneRecV2
 from model.recommender import Recommender
 from model.semantic_ids import Tokenizer
+from model.threads import torch_threads
 from quant.load import quantize_checkpoint
 from quant.recipes import recipe_named
 from serving.alignment import Listener, align_checkpoint
@@ -44,10 +45,8 @@ OPTIONS = AlignOptions(epochs=2, batch_size=32, learning_rate=3e-3)
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
