@@ -104,7 +104,7 @@ def test_origins_name_the_seeds_that_were_made_in_one_place() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ONEREC)
+@pytest.mark.parametrize("name", [*ONEREC, REFERENCE])
 def test_kept_results_are_of_the_presets_as_they_are(name: str) -> None:
     kept = [run.settings for run in stored(ROOT / "tests/bench/results/ranking.json") if run.recommender == name]
     assert len(kept) == 5
