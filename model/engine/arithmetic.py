@@ -105,7 +105,7 @@ class Dense(Generic[M]):
 class Experts:
     """A mixture; the `shared` ones, which every row sees, come first.
 
-    router [E', d] with rows of zeros behind those of the E routed experts, router_bias [E] float32.
+    Of the E routed ones router [E, d] and router_bias [E] float32.
     """
 
     up: ExpertProduct

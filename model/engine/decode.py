@@ -14,7 +14,7 @@ from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, add_norm
 from model.engine.prefixes import Prefixes
-from model.engine.routing import capacity, dispatch
+from model.engine.routing import add_choose, norm_dispatch, tally_width
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
@@ -77,7 +77,7 @@ class Decoder(Generic[M]):
         if block.router is None or block.router_bias is None:
             return Dense(self.arithmetic.matrix(block.up[0]), self.arithmetic.matrix(block.down[0]))
         up, down = self.arithmetic.experts(block.up, block.down)
-        return Experts(up, down, block.shared, _eights(block.router), block.router_bias)
+        return Experts(up, down, block.shared, block.router, block.router_bias)
 
     def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
         """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
@@ -96,12 +96,15 @@ class Decoder(Generic[M]):
         past: list[list[Tensor]] = [[] for _ in self.blocks]
         parents: tuple[Tensor, ...] = ()
         nodes = None if walk is None else walk.prefixes.roots(batch)
+        shape = (config.levels, config.n_layers, tally_width(config.n_experts))
+        tallies = torch.zeros(shape, dtype=torch.int32, device=h.device)
         for level in range(config.levels):
             pending: Tensor | Mixed | None = None
             beams = scores.shape[1]
             for layer, block in enumerate(self.blocks):
                 context = contexts[config.kv_set_of(layer)]
-                pending, qkv = self._block(block, h, pending, context, beams, tuple(past[layer]), parents)
+                tally = tallies[level, layer]
+                pending, qkv = self._block(block, h, pending, context, beams, tuple(past[layer]), parents, tally)
                 past[layer].append(qkv)
             x = add_norm(h, pending, self.head_norms[level], config.norm_eps)
             legal = None
@@ -129,6 +132,7 @@ class Decoder(Generic[M]):
         beams: int,
         past: tuple[Tensor, ...],
         parents: tuple[Tensor, ...],
+        tally: Tensor,
     ) -> tuple[Tensor | Mixed, Tensor]:
         """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
         product, eps, heads = self.arithmetic.product, self.config.norm_eps, self.config.n_heads
@@ -137,12 +141,12 @@ class Decoder(Generic[M]):
         x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = product(x, block.self_qkv)
         mixed = self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h))
-        return self._feed_forward(block, h, product(mixed, block.self_o)), qkv
+        return self._feed_forward(block, h, product(mixed, block.self_o), tally), qkv
 
-    def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor) -> Tensor | Mixed:
+    def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor, tally: Tensor) -> Tensor | Mixed:
         layer = block.feed_forward
         if isinstance(layer, Experts):
-            return self._mixture(layer, h, pending, block.norm_ffn)
+            return self._mixture(layer, h, pending, block.norm_ffn, tally)
         product = self.arithmetic.product
         x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=self._eight(layer.up, h))
         return product(swiglu(product(x, layer.up), eight=self._eight(layer.down, h)), layer.down)
@@ -150,20 +154,11 @@ class Decoder(Generic[M]):
     def _eight(self, matrix: M, h: Tensor) -> bool:
         return self.arithmetic.takes_eight(matrix, h.shape[0])
 
-    def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor) -> Mixed:
-        eight, top_k = layer.up.eight, self.config.experts_per_token
-        room = capacity(h.shape[0], layer.shared, layer.router_bias.shape[0], top_k)
-        x = add_norm(
-            h, pending, gamma, self.config.norm_eps, eight=eight, want_plain=True, want_square=eight,
-            capacity=room if layer.shared else 0,
-        )  # fmt: skip
-        plain = x.values if x.plain is None else x.plain
-        logits = functional.linear(plain, layer.router)
-        placed, way = dispatch(x, logits, layer.router_bias, top_k, layer.shared)
+    def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
+        eps = self.config.norm_eps
+        choice = add_choose(
+            h, pending, gamma, eps, layer.router, layer.router_bias, self.config.experts_per_token, layer.shared, tally
+        )
+        placed, way = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
         inner = layer.up.product(placed, way.tiles)
         return Mixed(layer.down.product(inner, way.tiles).values, way.position, way.share)
-
-
-def _eights(weight: Tensor) -> Tensor:
-    """weight [N, K] with rows of zeros up to a multiple of eight: tensor cores load rows of 16 bytes, or crawl."""
-    return functional.pad(weight, (0, 0, 0, -weight.shape[0] % 8))

@@ -22,7 +22,7 @@ WORD = 32
 """Codes of a word of the mask, and the least size of a codebook."""
 
 _MOST_CODES = 32768  # one program holds a row of logits
-_MOST_EXPERTS = 256  # one program holds a count of every expert and of every 64 rows
+_MOST_EXPERTS = 256  # one program holds a logit of every expert for 16 rows
 _HEAD_DIMS = (16, 128)  # tensor cores want 16; keys and values of 256 pass a multiprocessor's shared memory
 _LEAST_EIGHT_HEAD_DIM = 32  # depth of the E4M3 tensor cores
 _CAPABILITY = (9, 0)  # Hopper: bulk tensor copies, and what the kernels were tuned on

@@ -22,14 +22,13 @@ SCALE_FLOOR = 2.0**-100
 class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
-    values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, where it was asked for, is
-    the squared length of each row as stored. plain [M, K]: the same rows in 16 bit, where they were asked for.
+    values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, of rows for experts in E4M3, is
+    the squared length of each row as stored.
     """
 
     values: Tensor
     scale: Tensor | None = None
     square: Tensor | None = None
-    plain: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,28 +40,11 @@ class Mixed:
     share: Tensor  # [T, K] float32
 
 
-def add_norm(
-    h: Tensor,
-    add: Tensor | Mixed | None,
-    gamma: Tensor,
-    eps: float,
-    *,
-    eight: bool = False,
-    want_plain: bool = False,
-    want_square: bool = False,
-    capacity: int = 0,
-) -> Rows:
-    """h += add, in place; returns RMSNorm(h) · gamma.
-
-    h [T, d] 16 bit, contiguous; add [T, d] or the experts' outputs. The values' storage has `capacity` rows, at
-    least T, so that experts find room behind them; scale and square likewise.
-    """
+def add_norm(h: Tensor, add: Tensor | Mixed | None, gamma: Tensor, eps: float, *, eight: bool = False) -> Rows:
+    """h += add, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous; add [T, d] or experts' outputs."""
     rows, d = h.shape
-    room = max(capacity, rows)
-    values = torch.empty(room, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
-    scale = torch.empty(room, dtype=torch.float32, device=h.device) if eight else None
-    square = torch.empty(room, dtype=torch.float32, device=h.device) if want_square else None
-    plain = torch.empty_like(h) if eight and want_plain else None
+    values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=h.device) if eight else None
     mixed = add if isinstance(add, Mixed) else None
     _add_norm[(rows,)](
         h,
@@ -73,8 +55,6 @@ def add_norm(
         gamma,
         values,
         scale,
-        square,
-        plain,
         d,
         eps,
         EXPERTS=mixed.position.shape[1] if mixed else 0,
@@ -82,7 +62,7 @@ def add_norm(
         num_warps=4 if d <= 2048 else 8,
         **OVERLAPPED,
     )
-    return Rows(values, scale, square, plain if eight else (values[:rows] if want_plain else None))
+    return Rows(values, scale)
 
 
 @triton.jit
@@ -95,42 +75,46 @@ def _add_norm(
     gamma,
     values,
     scale,
-    square,
-    plain,
     d,
     eps,
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     in_turn()
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     col = tl.arange(0, BLOCK)
-    inside = col < d
-    at = row * d + col
+    inside = (col < d)[None, :]
+    at = row[:, None] * d + col[None, :]
     x = tl.load(h + at, inside, 0.0).to(tl.float32)
     if add is not None:
         x += tl.load(add + at, inside, 0.0).to(tl.float32)
     for j in tl.static_range(EXPERTS):
         source = tl.load(position + row * EXPERTS + j).to(tl.int64)
         weight = tl.load(share + row * EXPERTS + j)
-        x += weight * tl.load(experts + source * d + col, inside, 0.0).to(tl.float32)
+        x += weight[:, None] * tl.load(experts + source[:, None] * d + col[None, :], inside, 0.0).to(tl.float32)
     if (add is not None) or (EXPERTS > 0):
         stored = x.to(h.dtype.element_ty)
         tl.store(h + at, stored, inside)
         x = stored.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, 0) / d + eps)
-    y = x * inverse * tl.load(gamma + col, inside, 0.0).to(tl.float32)
-    y16 = y.to(h.dtype.element_ty)
-    y = y16.to(tl.float32)
+    y = normalised(x, gamma, d, eps).to(h.dtype.element_ty)
     if scale is None:
-        tl.store(values + at, y16, inside)
+        tl.store(values + at, y, inside)
     else:
-        s = tl.maximum(tl.max(tl.abs(y), 0) / 448.0, 7.888609052210118e-31)
-        codes = (y / s).to(tl.float8e4nv)
+        codes, s = in_eight(y.to(tl.float32))
         tl.store(values + at, codes, inside)
         tl.store(scale + row, s)
-        y = codes.to(tl.float32) * s
-        if plain is not None:
-            tl.store(plain + at, y16, inside)
-    if square is not None:
-        tl.store(square + row, tl.maximum(tl.sum(y * y, 0), 1e-30))  # a row of zeros is divided by it
+
+
+@triton.jit
+def normalised(x, gamma, d, eps):
+    """x [R, BLOCK] float32, zeros from column d on -> RMSNorm(x) · gamma."""
+    col = tl.arange(0, x.shape[1])
+    inverse = tl.rsqrt(tl.sum(x * x, 1) / d + eps)
+    return x * inverse[:, None] * tl.load(gamma + col, col < d, 0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def in_eight(y):
+    """y [R, BLOCK] float32 -> E4M3 and a scale per row."""
+    s = tl.maximum(tl.max(tl.abs(y), 1) / 448.0, 7.888609052210118e-31)
+    return (y * (1.0 / s)[:, None]).to(tl.float8e4nv), s

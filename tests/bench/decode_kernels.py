@@ -21,7 +21,7 @@ from model.engine.arithmetic import SixteenBit
 from model.engine.cross_attention import Tiles, cross_attention
 from model.engine.grouped import GroupedTiles, grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import ExpertTiles, capacity, dispatch
+from model.engine.routing import Choice, ExpertTiles, add_choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from quant.kernels.eight_bit import EightBit
@@ -54,24 +54,25 @@ def ceilings() -> Iterator[Case]:
         yield f"fp8 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x8=x8, w8=w8: EightBit().product(x8, w8)
 
 
-def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Rows, Mixed, float]:
-    """Rows of one level sorted by expert, their tiles, the rows unsorted, outputs to mix, how many."""
-    tokens = batch * WIDTH
-    h = randn(tokens, D)
-    logits = randn(tokens, CONFIG.n_experts)
-    ones = torch.ones(D, device="cuda", dtype=torch.bfloat16)
-    room = capacity(tokens, 1, CONFIG.n_experts, CONFIG.experts_per_token)
-    x = add_norm(h, None, ones, 1e-6, eight=eight, want_plain=True, want_square=eight, capacity=room)
-    bias = torch.zeros(CONFIG.n_experts, device="cuda")
-    placed, way = dispatch(x, logits, bias, CONFIG.experts_per_token, 1)
-    return placed, way.tiles, x, Mixed(randn(way.tiles.rows, D), way.position, way.share), tokens * 4.0
+def choice(h: Tensor, add: Tensor, router: Tensor) -> Choice:
+    """The experts of each row."""
+    ones, bias = torch.ones(D, device="cuda", dtype=torch.bfloat16), torch.zeros(CONFIG.n_experts, device="cuda")
+    return add_choose(h, add, ones, 1e-6, router, bias, CONFIG.experts_per_token, 1)
+
+
+def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Mixed, float]:
+    """Rows of one level sorted by expert, their tiles, outputs to mix, how many."""
+    h, ones = randn(batch * WIDTH, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
+    who = choice(h, torch.zeros_like(h), randn(CONFIG.n_experts, D, std=D**-0.5))
+    placed, way = norm_dispatch(h, ones, 1e-6, who, eight=eight)
+    return placed, way.tiles, Mixed(randn(way.tiles.rows, D), way.position, way.share), batch * WIDTH * 4.0
 
 
 def experts(batch: int, sweep: bool) -> Iterator[Case]:
     """Grouped products, up with its gate and down, in both formats."""
     up, down = randn(54, 2 * INNER, D, std=D**-0.5), randn(54, D, INNER, std=INNER**-0.5)
     for arithmetic in (SixteenBit(), EightBit()):
-        placed, tiles, _, _, rows = routed(batch, arithmetic.eight)
+        placed, tiles, _, rows = routed(batch, arithmetic.eight)
         first, second = arithmetic.experts(up, down)
         inner = first.product(placed, tiles)
         yield (
@@ -134,13 +135,18 @@ def rows(batch: int) -> Iterator[Case]:
     first, qkv = randn(batch, 3 * D), randn(tokens, 3 * D)
     parent = torch.randint(0, WIDTH, (tokens,), device="cuda")
     one = tokens * D / 1e9
+    router = randn(CONFIG.n_experts, D, std=D**-0.5)
+    who = choice(h, add, router)
+    yield "add, choose experts", one * 6, "GB", lambda: choice(h, add, router)
     for eight in (False, True):
         name, wide = ("fp8", 1) if eight else ("bf16", 2)
         yield f"{name} add, norm", one * (6 + wide), "GB", lambda e=eight: add_norm(h, add, ones, 1e-6, eight=e)
-        _, _, x, mixed, _ = routed(batch, eight)
+        mixed = routed(batch, eight)[2]
         yield f"{name} mix, norm", one * (12 + wide), "GB", lambda e=eight, m=mixed: add_norm(h, m, ones, 1e-6, eight=e)
-        logits, bias = randn(tokens, 53), torch.zeros(53, device="cuda")
-        yield f"{name} dispatch", one * 4 * wide, "GB", lambda x=x, a=logits, b=bias: dispatch(x, a, b, 3, 1)
+        yield (
+            f"{name} norm, dispatch", one * (2 + 4 * wide), "GB",
+            lambda e=eight, c=who: norm_dispatch(h, ones, 1e-6, c, eight=e),
+        )  # fmt: skip
         yield (
             f"{name} self attention", one * (10 + wide), "GB",
             lambda e=eight: self_attention(qkv, (first, qkv), (parent,), WIDTH, HEADS, eight=e),

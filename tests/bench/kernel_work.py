@@ -65,8 +65,6 @@ def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     tokens, wide = values.shape
     width = out.shape[-1]
     title = "head" if width == config.codebook_size else f"linear {wide}→{width}"
-    if width < 64:
-        title = "router"
     read = moved(values, None if isinstance(rows, Tensor) else rows.scale, matrix, out)
     return Work(title, 2.0 * tokens * wide * width, read, is_eight(matrix))
 
@@ -99,7 +97,7 @@ def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
         byte += moved(add)
     elif add is not None:  # experts' outputs: each row of h gathers its own
         byte += one * add.position.shape[1] * add.rows.element_size() + moved(add.position, add.share)
-    byte += one * out.values.element_size() + (0.0 if out.plain is None else one * out.plain.element_size())
+    byte += one * out.values.element_size()
     return Work("add and norm" if add is None or isinstance(add, Tensor) else "mix experts and norm", 0.0, byte, False)
 
 
@@ -114,13 +112,20 @@ def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     return Work(title, 2.0 * rows * wide * width, moved(matrix) + rows * row_bytes, is_eight(matrix))
 
 
+def chosen(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """Reads h and what is to be added, writes h and who was chosen; the router's product is in 16 bit."""
+    h, router = given["h"], given["router"]
+    byte = moved(h) + moved(h, given["add"], router, out)
+    return Work("add and choose experts", 2.0 * h.shape[0] * router.numel(), byte, False)
+
+
 def dispatched(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads the router's logits and each row once, writes it for each of its routed experts, and where it went."""
-    rows, way = given["rows"], out[1]
-    tokens, places = way.position.shape
+    """Reads h and who was chosen, writes each row for each of its experts, with its scales, and where it went."""
+    h, choice, (rows, way) = given["h"], given["choice"], out
     row = rows.values.shape[1] * rows.values.element_size()
-    copies = float(tokens * row * (1 + places - given["shared"]))
-    return Work("dispatch to experts", 0.0, moved(given["logits"], way.position, way.share) + copies, False)
+    row += sum(one.element_size() for one in (rows.scale, rows.square) if one is not None)
+    copies = float(way.position.numel() * row)
+    return Work("norm and dispatch", 0.0, moved(h, choice.chosen, way.position, way.tiles) + copies, False)
 
 
 def selected(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -136,7 +141,8 @@ def gate(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 CALLS: dict[str, Count] = {
     "self_attention": own,
     "add_norm": norm,
-    "dispatch": dispatched,
+    "add_choose": chosen,
+    "norm_dispatch": dispatched,
     "select_beams": selected,
     "swiglu": gate,
 }

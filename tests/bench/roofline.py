@@ -211,7 +211,7 @@ class Recorder:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = dict(bound.arguments)
-            if call.__name__ == "dispatch":
+            if call.__name__ == "norm_dispatch":
                 self._tokens = out[1].position.numel()
             given["real_rows"] = self._tokens
             self.calls.append((counted(count, self._config, given, out, call.__name__), began, ended))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from kernel_work import cross, dispatched, gate, grouped, is_eight, missing, moved, norm, own, product, selected
+from kernel_work import chosen, cross, dispatched, gate, grouped, is_eight, missing, moved, norm, own, product, selected
 
 from model.config import OneRecConfig
 
@@ -21,7 +21,7 @@ E4M3 = torch.float8_e4m3fn
 class Rows:
     values: torch.Tensor
     scale: torch.Tensor | None = None
-    plain: torch.Tensor | None = None
+    square: torch.Tensor | None = None
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -37,7 +37,6 @@ def test_a_dense_product() -> None:
     work = product(CONFIG, eight, half(20, 768))
     assert (work.eight, work.byte) == (True, 20 * 256 + 4 * 20 + 768 * 256 + 2 * 20 * 768)
     assert product(CONFIG, {"rows": half(3, 256), "matrix": half(1024, 256)}, half(3, 1024)).name == "head"
-    assert product(CONFIG, {"rows": half(3, 256), "matrix": half(56, 256)}, half(3, 56)).name == "router"
 
 
 def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
@@ -67,8 +66,8 @@ def test_norm_reads_and_writes_the_residual() -> None:
     assert norm(CONFIG, {"h": h, "add": None}, Rows(half(10, 256))).byte == 2 * one
     assert norm(CONFIG, {"h": h, "add": half(10, 256)}, Rows(half(10, 256))).byte == 4 * one
     mixed = SimpleNamespace(rows=half(99, 256), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
-    work = norm(CONFIG, {"h": h, "add": mixed}, Rows(half(10, 256), plain=half(10, 256)))
-    assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + 2 * one)
+    work = norm(CONFIG, {"h": h, "add": mixed}, Rows(half(10, 256)))
+    assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + one)
 
 
 def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
@@ -82,11 +81,22 @@ def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
 
 
 def test_what_is_bound_by_memory() -> None:
-    way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), share=torch.zeros(10, 4))
-    given = {"logits": half(10, 56), "rows": Rows(half(10, 256)), "shared": 1}
-    assert dispatched(CONFIG, given, (given["rows"], way)).byte == 2 * 560 + 2 * 160 + 10 * 512 * 4
     assert selected(CONFIG, {"logits": half(10, 1024), "scores": torch.zeros(2, 5)}, ()).byte == 2 * 10240 + 40
     assert gate(CONFIG, {"x": half(10, 512), "eight": False}, Rows(half(10, 256))).byte == 2 * (5120 + 2560)
+
+
+def test_the_way_to_the_experts() -> None:
+    h, one, who = half(10, 256), 10 * 256 * 2, torch.zeros(10, 3, dtype=torch.int32)
+    out = (who, torch.zeros(10, 4))
+    work = chosen(CONFIG, {"h": h, "add": half(10, 256), "router": half(53, 256)}, out)
+    assert (work.name, work.flop, work.eight) == ("add and choose experts", 2 * 10 * 53 * 256, False)
+    assert work.byte == 3 * one + 53 * 512 + 120 + 160
+    way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), tiles=torch.zeros(7))
+    given = {"h": h, "choice": SimpleNamespace(chosen=who)}
+    work = dispatched(CONFIG, given, (Rows(half(640, 256)), way))
+    assert (work.name, work.byte) == ("norm and dispatch", one + 120 + 160 + 28 + 4 * one)
+    eight = Rows(half(640, 256).to(E4M3), torch.ones(640), torch.ones(640))
+    assert dispatched(CONFIG, given, (eight, way)).byte == one + 120 + 160 + 28 + 40 * (256 + 8)
 
 
 def test_a_tensor_that_is_met_twice_is_moved_once() -> None:
