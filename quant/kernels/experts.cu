@@ -1,7 +1,8 @@
 // Products of rows sorted by expert with each expert's matrix, in E4M3; see experts.py for the layouts.
 // Two blocks form a cluster: they multiply the two row tiles of a pair with the same columns, and where both tiles
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
-// tiles in turns, so that one multiplies while the other writes its results.
+// tiles in turns, so that one multiplies while the other writes its results. Of a tile whose lower half is nobody's,
+// as many an expert's last is, only the upper half is multiplied and written.
 
 #define ROWS 128
 #define COLUMNS 176  // 1408 and 2816 are multiples; the wider, the fewer bytes an operation costs
@@ -13,10 +14,11 @@
 
 struct Tile {
   int row, column, expert;
-  bool shared, real;
+  bool shared, real, half;
 };
 
-__device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const int *expert_of_tile, int used) {
+__device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const int *expert_of_tile, const int *filled,
+                                        int used) {
   Tile t;
   const int first = item / columns * 2;
   const int lower = expert_of_tile[first], upper = first + 1 < used ? expert_of_tile[first + 1] : lower;
@@ -25,8 +27,14 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const i
   t.expert = rank ? upper : lower;
   t.shared = lower == upper;
   t.real = first + (int)rank < used;
+  t.half = !t.real || filled[first + rank] <= ROWS / 2;
   return t;
 }
+
+template <int COUNT>
+struct Halves {
+  static constexpr int count = COUNT;
+};
 
 // silu(gate) · linear of COUNT outputs whose pairs of sums lie four registers apart, scaled and as codes. The factors of
 // the gates lie behind those of all linear parts. half: half the row's scale.
@@ -46,7 +54,7 @@ __device__ __forceinline__ u32 gated(const float *pairs, const float *factor, fl
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out, float *out_scale,
     const float *row_scale, const float *row_square, const float *scale, const float *gate_scale,
-    const int *expert_of_tile, const int *used_tiles, int width, int stored, int steps) {
+    const int *expert_of_tile, const int *filled, const int *used_tiles, int width, int stored, int steps) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
@@ -71,7 +79,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     if (threadIdx.x == 0) {
       int stage = 0, phase = 0;
       for (int item = cluster; item < items; item += clusters) {
-        const Tile t = tile_of(item, columns, rank, expert_of_tile, used);
+        const Tile t = tile_of(item, columns, rank, expert_of_tile, filled, used);
         const int from = t.expert * stored + t.column * COLUMNS;
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
@@ -101,28 +109,35 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       let_meet(3, 256);  // the first turn is the other's
     }
     for (int item = cluster + group * clusters; item < items; item += 2 * clusters) {
-      const Tile t = tile_of(item, columns, rank, expert_of_tile, used);
+      const Tile t = tile_of(item, columns, rank, expert_of_tile, filled, used);
       const int first = t.row + thread / 32 * 16 + lane / 4;
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;
-      for (int step = 0; step < steps; ++step) {
-        barrier_wait(full + 8 * stage, phase);
-        const u32 at = stages + stage * STAGE_BYTES;
-        const u64 a = matrix_descriptor(at), b = matrix_descriptor(at + 2 * ROWS_HALF);
-        products_begin();
+      const auto multiply = [&](auto halves) {
+        for (int step = 0; step < steps; ++step) {
+          barrier_wait(full + 8 * stage, phase);
+          const u32 at = stages + stage * STAGE_BYTES;
+          const u64 a = matrix_descriptor(at), b = matrix_descriptor(at + 2 * ROWS_HALF);
+          products_begin();
 #pragma unroll
-        for (int g = 0; g < DEPTH / 32; ++g) {
-          product_rows(acc[0], a + 2 * g, b + 2 * g, step || g);
-          product_rows(acc[1], a + 2 * g + (ROWS_HALF >> 4), b + 2 * g, step || g);
+          for (int g = 0; g < DEPTH / 32; ++g) {
+            product_rows(acc[0], a + 2 * g, b + 2 * g, step || g);
+            if (halves.count == 2) product_rows(acc[1], a + 2 * g + (ROWS_HALF >> 4), b + 2 * g, step || g);
+          }
+          products_commit();
+          if (step) {
+            products_wait<1>();
+            if (lane < 2) barrier_arrive_at(empty + 8 * before, lane);
+          }
+          before = stage;
+          if (++stage == STAGES) stage = 0, phase ^= 1;
         }
-        products_commit();
-        if (step) {
-          products_wait<1>();
-          if (lane < 2) barrier_arrive_at(empty + 8 * before, lane);
-        }
-        before = stage;
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+      };
+      if (t.half) {
+        multiply(Halves<1>());
+      } else {
+        multiply(Halves<2>());
       }
       let_meet(4 - group, 256);
       float fetched[2];
@@ -159,6 +174,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       const int column = t.column * OUTPUTS;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
+        if (i == 2 && t.half) break;
         const int row = first + 64 * (i / 2) + 8 * (i % 2);
         const float bound = square[i] * (1.0f / 448.0f), half = 0.5f * one[i], to_codes = __fdividef(one[i], bound);
         if (t.column == 0 && q == 0) out_scale[row] = bound;
@@ -184,6 +200,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         const float4 s = *(const float4 *)(factor + 16 * g + 4 * q);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
+          if (i == 2 && t.half) break;
           const float *four = acc[i / 2] + 8 * g + 2 * (i % 2);
           *(uint2 *)((u16 *)out + (u64)(first + 64 * (i / 2) + 8 * (i % 2)) * width + column) = make_uint2(
               pack_bf16(four[0] * s.x * one[i], four[1] * s.y * one[i]),

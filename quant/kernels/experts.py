@@ -69,7 +69,10 @@ def pack_experts(codes: Tensor, scale: Tensor, reach: Tensor | None = None) -> P
 
 
 def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Rows:
-    """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or of a gated matrix E4M3 with a scale per row."""
+    """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or of a gated matrix E4M3 with a scale per row.
+
+    Of a tile that is filled to the half at most, the lower half is left alone.
+    """
     gated = matrix.gate_scale is not None
     experts, stored, k = matrix.weight.shape
     device = rows.values.device
@@ -83,7 +86,8 @@ def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Row
             tensor_map(rows.values, ROWS_TILE),
             tensor_map(matrix.weight.view(experts * stored, k), COLUMNS // 2),
             address(out), address(scale), address(rows.scale), address(rows.square if gated else None),
-            address(matrix.scale), address(matrix.gate_scale), address(tiles.expert), address(tiles.used),
+            address(matrix.scale), address(matrix.gate_scale),
+            address(tiles.expert), address(tiles.filled), address(tiles.used),
             *map(number, (matrix.width, stored, k // DEPTH)),
         ],
     )  # fmt: skip
