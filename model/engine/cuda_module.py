@@ -70,23 +70,24 @@ def hopper_source() -> str:
     return files("model.engine").joinpath("hopper.cuh").read_text(encoding="utf-8")
 
 
-def product_source(name: str, columns: int, *, a_in_registers: bool = False) -> str:
+def product_source(name: str, columns: int, *, a_in_registers: bool = False, halves: bool = False) -> str:
     """A C++ function for one warpgroup's product of E4M3 tiles, 64 rows by `columns` by 32 deep, added up in float32.
 
-    name(d, a, b, add): d [columns / 2] floats of a thread, a and b matrix descriptors, or a0 to a3 the thread's own
-    part of the rows where `a_in_registers`; add 0 overwrites d.
+    name(d, a, b, add): d [columns / 2] floats of a thread, or where `halves` as many in 16 bit, two to a word; a and b
+    matrix descriptors, or a0 to a3 the thread's own part of the rows where `a_in_registers`; add 0 overwrites d.
     """
-    count = columns // 2
+    count = columns // 4 if halves else columns // 2
+    c_type, constraint, summed = ("u32", "+r", "f16") if halves else ("float", "+f", "f32")
     outs, index = ", ".join(f"%{i}" for i in range(count)), count
     a = "{" + ", ".join(f"%{index + i}" for i in range(4)) + "}" if a_in_registers else f"%{index}"
     index += 4 if a_in_registers else 1
     parameters, inputs = "u64 a", '"l"(a)'
     if a_in_registers:
         parameters, inputs = "u32 a0, u32 a1, u32 a2, u32 a3", '"r"(a0), "r"(a1), "r"(a2), "r"(a3)'
-    held = ", ".join(f'"+f"(d[{i}])' for i in range(count))
-    instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3"
+    held = ", ".join(f'"{constraint}"(d[{i}])' for i in range(count))
+    instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.{summed}.e4m3.e4m3"
     return (
-        f"__device__ __forceinline__ void {name}(float (&d)[{count}], {parameters}, u64 b, int add) {{\n"
+        f"__device__ __forceinline__ void {name}({c_type} (&d)[{count}], {parameters}, u64 b, int add) {{\n"
         f'  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{index + 1}, 0;\\n"\n'
         f'      "{instruction} {{{outs}}}, {a}, %{index}, p, 1, 1;\\n}}"\n'
         f'      : {held} : {inputs}, "l"(b), "r"(add));\n}}\n'

@@ -10,7 +10,15 @@ struct alignas(64) TensorMap {
   u8 opaque[128];
 };
 
+// What all threads of a warp agree on, said so that the compiler knows it, too: descriptors and conditions made of it cost
+// far fewer instructions. All of them have to ask.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xFFFFFFFFu, x, 0); }
+
 __device__ __forceinline__ u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+__device__ __forceinline__ void store_shared(u32 address, u32 word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 
 // ---- barriers -------------------------------------------------------------------------------------------------
 
@@ -112,6 +120,19 @@ __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
+// Registers are neither read earlier than here nor written later, where a product that is on its way has or gets them.
+template <int COUNT>
+__device__ __forceinline__ void settle(float (&d)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+template <int COUNT>
+__device__ __forceinline__ void settle(u32 (&d)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
 template <int REGISTERS>
 __device__ __forceinline__ void registers_grow() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
@@ -130,12 +151,6 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
-__device__ __forceinline__ float tanh_fast(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Four numbers as E4M3, the first in the lowest byte; beyond +-448 they saturate.
 __device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
   u16 low, high;
@@ -150,5 +165,66 @@ __device__ __forceinline__ u32 pack_bf16(float a, float b) {
   return both;
 }
 
+__device__ __forceinline__ u32 bf16_mul(u32 a, u32 b) {
+  u32 both;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
+  return both;
+}
+
+__device__ __forceinline__ u32 bf16_fma(u32 a, u32 b, u32 c) {
+  u32 both;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));
+  return both;
+}
+
+__device__ __forceinline__ u32 bf16_tanh(u32 x) {
+  u32 both;
+  asm("tanh.approx.bf16x2 %0, %1;" : "=r"(both) : "r"(x));
+  return both;
+}
+
 __device__ __forceinline__ float bf16_low(u32 both) { return __uint_as_float(both << 16); }
 __device__ __forceinline__ float bf16_high(u32 both) { return __uint_as_float(both & 0xFFFF0000u); }
+
+// ---- pairs of halves ---------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ u32 pack_half(float low, float high) {
+  u32 both;
+  asm volatile("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ float half_low(u32 both) {
+  float x;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(x) : "r"(both));
+  return x;
+}
+
+__device__ __forceinline__ float half_high(u32 both) { return half_low(both >> 16); }
+
+__device__ __forceinline__ u32 halves_add(u32 a, u32 b) {
+  u32 y;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
+__device__ __forceinline__ u32 halves_fma(u32 a, u32 b, u32 c) {
+  u32 y;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  return y;
+}
+
+// Where one of two is no number, the other.
+__device__ __forceinline__ u32 halves_max(u32 a, u32 b) {
+  u32 y;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
+__device__ __forceinline__ bool any_half_above(u32 a, u32 b) {
+  u32 y;
+  asm("{\n.reg .pred low, high;\nsetp.gt.f16x2 low|high, %1, %2;\nor.pred low, low, high;\nselp.u32 %0, 1, 0, low;\n}"
+      : "=r"(y)
+      : "r"(a), "r"(b));
+  return y;
+}

@@ -1,7 +1,7 @@
 // Attention of all beams of a request over its one context in E4M3; see attention.py for the layouts.
 // A block has 192 queries of one head: one warp copies keys and values, three warpgroups of 64 queries each go through
-// them half a tile at a time: score, weigh, mix. A warpgroup waits for its own products, and while it waits or weighs,
-// the tensor cores work for the other two; three of them is what the registers allow.
+// them half a tile at a time: score, weigh, mix. Other instructions and the tensor cores hold each other up (both want the
+// registers), so what counts is how few there are: scores come as pairs of halves and stay so.
 
 #define KEYS 128
 #define WIDTH 128
@@ -9,7 +9,9 @@
 #define QUERIES (64 * GROUPS)
 #define HALF (KEYS / 2)
 #define TILE (KEYS * WIDTH)
-#define STAGE_BYTES (2 * TILE)
+#define ONES (8 * KEYS)  // behind the values of 128 features eight of ones: what is mixed of them is the sum of weights
+#define STAGE_BYTES (2 * TILE + ONES)
+#define MIXED (WIDTH + 8)
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
@@ -22,71 +24,84 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 // Thread t of a warp holds two rows of half a tile, t/4 and t/4 + 8, and of these the columns 8j + 2q + e, q being t%4:
-// s[4j + e] and s[4j + 2 + e].
-typedef float Scores[HALF / 2];
+// the pairs of e are s[2j] and s[2j + 1].
+typedef u32 Scores[HALF / 4];
+typedef u32 Weights[HALF / 8];
 
 // Scores of keys at or beyond `length` become minus infinity. Column 8j + 2q + e of half a tile is key
 // 32·(j/4) + 16·(j%4/2) + 4q + 2·(j%2) + e of it.
 __device__ __forceinline__ void mask(Scores &s, int begin, int length, int q) {
 #pragma unroll
   for (int j = 0; j < HALF / 8; ++j) {
+    const int left = length - begin - (32 * (j / 4) + 16 * (j % 4 / 2) + 4 * q + 2 * (j % 2));
+    const u32 kept = left > 1 ? 0xFFFFFFFFu : left > 0 ? 0x0000FFFFu : 0u;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int key = begin + 32 * (j / 4) + 16 * (j % 4 / 2) + 4 * q + 2 * (j % 2) + e;
-      if (key >= length) s[4 * j + e] = s[4 * j + 2 + e] = __int_as_float(0xFF800000);
-    }
+    for (int h = 0; h < 2; ++h) s[2 * j + h] = s[2 * j + h] & kept | 0xFC00FC00u & ~kept;
   }
 }
 
-// A warpgroup's sums so far and what its rows need on the way.
+// A code of E4M3 is a logarithm with straight lines between powers of two: eight times the exponent plus eighths of the
+// mantissa. So a weight's code is taken to be 8·log2(weight) + 56, rounded, and no power is ever computed. That makes
+// weights up to 6.1 % too large, 4.1 % on average, which falls out with their sum; what is left, 1.9 % (root mean
+// square), is less than the 2.6 % by which E4M3 rounds them anyway.
+//
+// The codes are made in halves from 1024 on, whose last bits they then are: s·factor + offset.
+#define LEAST 0x64006400u  // the code of zero
+#define MOST 0x647E647Eu   // the code of 448
+#define START 1136.0f      // the largest score's at first: a weight of 2^7
+#define LIMIT 1150.0f      // MOST as a number
+
+// A warpgroup's sums so far and what its rows need on the way, the latter twice side by side.
 struct Rows {
-  float mixed[WIDTH / 2];
-  float factor[2], top[2], total[2];  // total: this thread's share of the sum of weights
+  float mixed[MIXED / 2];
+  float total[2];
+  u32 factor[2], offset[2];
 };
 
-// Weights go up to 2^7, so that E4M3 keeps the small ones, too. The largest score that they refer to is left behind
-// until a score exceeds it by so much that a weight might pass 448.
-#define TOP_BITS 7.0f
-#define SLACK_BITS 1.75f
+__device__ __forceinline__ void encode(const Scores &s, Scores &codes, const Rows &rows) {
+#pragma unroll
+  for (int i = 0; i < HALF / 4; ++i) codes[i] = halves_max(halves_fma(s[i], rows.factor[i % 2], rows.offset[i % 2]), LEAST);
+}
 
-typedef u32 Weights[HALF / 8];
-
-// Scores become weights 2^(s·factor - top + 7), ready to be the first operand of the second product: register
-// r of 32 keys holds row r%2 and keys 16·(r/2) + 4q … + 3, which is where the order of the stored keys has put them.
-// What has been summed up so far is brought to the same reference.
-__device__ __forceinline__ void weigh(Scores &s, Weights &p, Rows &rows) {
-  float floor[2], shrink[2], sum[2][2] = {};
+// Move the reference of rows whose codes would pass the greatest, and what has been summed up so far with it.
+__device__ __forceinline__ void refer(const Scores &s, Rows &rows) {
+  float shrink[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float high[4];  // four abreast, or each comparison would wait for the one before
+    u32 high = s[h];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) high[i] = fmaxf(s[4 * i + 2 * h], s[4 * i + 2 * h + 1]);
+    for (int i = 1; i < HALF / 8; ++i) high = halves_max(high, s[2 * i + h]);
+    const float before = half_low(rows.offset[h]);
+    const float most = quad_max(fmaxf(half_low(high), half_high(high))) * half_low(rows.factor[h]);
+    shrink[h] = 1.0f;
+    if (most + before > LIMIT) {
+      rows.offset[h] = pack_half(START - most, START - most);
+      shrink[h] = power_of_two((half_low(rows.offset[h]) - before) * 0.125f);
+    }
+    rows.total[h] *= shrink[h];
+  }
 #pragma unroll
-    for (int j = 4; j < HALF / 8; ++j) high[j % 4] = fmaxf(high[j % 4], fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-    const float most = quad_max(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * rows.factor[h];
-    const float now = most > rows.top[h] + SLACK_BITS ? most : rows.top[h];
-    shrink[h] = power_of_two(rows.top[h] - now);
-    rows.top[h] = now;
-    floor[h] = TOP_BITS - now;
+  for (int i = 0; i < MIXED / 2; ++i) rows.mixed[i] *= shrink[i % 4 / 2];
+}
+
+// Scores become weights, ready to be the first operand of the second product: register r of 32 keys holds row r%2 and
+// keys 16·(r/2) + 4q … + 3, which is where the order of the stored keys has put them.
+__device__ __forceinline__ void weigh(const Scores &s, Weights &p, Rows &rows) {
+  Scores codes;
+  encode(s, codes, rows);
+  u32 most[2] = {codes[0], codes[1]};
+#pragma unroll
+  for (int i = 2; i < HALF / 4; i += 2) most[i / 2 % 2] = halves_max(halves_max(most[i / 2 % 2], codes[i]), codes[i + 1]);
+  if (__any_sync(0xFFFFFFFFu, any_half_above(halves_max(most[0], most[1]), MOST))) {
+    refer(s, rows);
+    encode(s, codes, rows);
   }
 #pragma unroll
   for (int i = 0; i < HALF / 8; ++i) {
-    const int j = i / 4 * 4 + i % 4 / 2 * 2, h = i % 2;
-    float w[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      w[k] = power_of_two(fmaf(s[4 * (j + k / 2) + 2 * h + k % 2], rows.factor[h], floor[h]));
-      sum[h][k % 2] += w[k];
-    }
-    p[i] = pack_e4m3(w[0], w[1], w[2], w[3]);
+    const int at = i / 2 * 4 + i % 2;
+    p[i] = __byte_perm(codes[at], codes[at + 2], 0x6420);
   }
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-    rows.total[h] = fmaf(rows.total[h], shrink[h], sum[h][0] + sum[h][1]);
-  if (__any_sync(0xFFFFFFFFu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-#pragma unroll
-    for (int i = 0; i < WIDTH / 2; ++i) rows.mixed[i] *= shrink[i % 4 / 2];
-  }
+  settle(p);
 }
 
 struct Work {
@@ -101,7 +116,7 @@ __device__ __forceinline__ Work work_of(int item, int blocks, int heads, int gro
   w.head = item / blocks % heads;
   w.request = item / (blocks * heads);
   w.group = w.request * groups + w.head / (heads / groups);
-  w.length = lengths[w.request];
+  w.length = uniform(lengths[w.request]);
   w.tiles = (w.length + KEYS - 1) / KEYS;
   return w;
 }
@@ -115,14 +130,15 @@ struct Ring {
 
 // A warpgroup's view of the shared memory.
 struct Shared {
-  u32 tiles, keys_full, values_full, empty;
+  u64 first;  // the first stage's tiles, as a descriptor
+  u32 keys_full, values_full, empty;
 
   // Scores of half of the tile in the ring's stage, on their way.
   template <int PART>
   __device__ __forceinline__ void score(Scores &s, const u32 (&a)[WIDTH / 8], const Ring &at) const {
     if (PART == 0) barrier_wait(keys_full + 8 * at.stage, at.phase);
     products_begin();
-    const u64 k = matrix_descriptor(tiles + at.stage * STAGE_BYTES + PART * HALF * WIDTH);
+    const u64 k = first + at.stage * (STAGE_BYTES / 16) + PART * (HALF * WIDTH / 16);
 #pragma unroll
     for (int g = 0; g < WIDTH / 32; ++g) product_scores(s, a[4 * g], a[4 * g + 1], a[4 * g + 2], a[4 * g + 3], k + 2 * g, g);
     products_commit();
@@ -130,10 +146,10 @@ struct Shared {
 
   // Values of that half times its weights, on their way.
   template <int PART>
-  __device__ __forceinline__ void mix(float (&o)[WIDTH / 2], const Weights &p, const Ring &at) const {
+  __device__ __forceinline__ void mix(float (&o)[MIXED / 2], const Weights &p, const Ring &at) const {
     if (PART == 0) barrier_wait(values_full + 8 * at.stage, at.phase);
     products_begin();
-    const u64 v = matrix_descriptor(tiles + at.stage * STAGE_BYTES + TILE) + PART * HALF / 16;
+    const u64 v = first + at.stage * (STAGE_BYTES / 16) + TILE / 16 + PART * HALF / 16;
 #pragma unroll
     for (int g = 0; g < HALF / 32; ++g)
       product_values(o, p[4 * g], p[4 * g + 1], p[4 * g + 2], p[4 * g + 3], v + 2 * g, 1);
@@ -147,12 +163,12 @@ __device__ __forceinline__ void tile(
     Scores &s, Weights &p, const u32 (&a)[WIDTH / 8], int begin, int length, const Shared &shared, Ring &ring, Rows &rows,
     int q) {
   products_wait<0>();
-  if (begin + HALF > length) mask(s, begin, length, q);
+  if (!MORE && begin + HALF > length) mask(s, begin, length, q);
   weigh(s, p, rows);
   shared.mix<0>(rows.mixed, p, ring);
   shared.score<1>(s, a, ring);
   products_wait<0>();
-  if (begin + KEYS > length) mask(s, begin + HALF, length, q);
+  if (!MORE && begin + KEYS > length) mask(s, begin + HALF, length, q);
   weigh(s, p, rows);
   shared.mix<1>(rows.mixed, p, ring);
   const u32 done = shared.empty + 8 * ring.stage;
@@ -160,6 +176,12 @@ __device__ __forceinline__ void tile(
   if (MORE) shared.score<0>(s, a, ring);
   products_wait<0>();
   if (threadIdx.x % 32 == 0) barrier_arrive(done);
+  settle(rows.mixed);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {  // a sum of many would lose the small ones: tensor cores add with 13 bits
+    rows.total[h] += rows.mixed[WIDTH / 2 + 2 * h];
+    rows.mixed[WIDTH / 2 + 2 * h] = 0.0f;
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attention(
@@ -170,8 +192,8 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
   __shared__ alignas(8) u64 barriers[3 * STAGES];
   const u32 base = (shared_address(dynamic) + 1023) & ~1023u;
   Shared shared;
-  shared.tiles = base;
-  shared.keys_full = shared_address(barriers);
+  shared.first = matrix_descriptor(base);
+  shared.keys_full = uniform(shared_address(barriers));
   shared.values_full = shared.keys_full + 8 * STAGES;
   shared.empty = shared.keys_full + 16 * STAGES;
   if (threadIdx.x == 0) {
@@ -183,29 +205,37 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
     prefetch_map(&key);
     prefetch_map(&value);
   }
+  for (int i = threadIdx.x; i < STAGES * ONES / 4; i += blockDim.x)
+    store_shared(base + i / (ONES / 4) * STAGE_BYTES + 2 * TILE + i % (ONES / 4) * 4, 0x38383838u);
   barriers_visible();
   __syncthreads();
   in_turn();
-  if (threadIdx.x < 128) {
+  const int team = uniform(threadIdx.x / 128);
+  if (team == 0) {
     registers_shrink<24>();
-    if (threadIdx.x != 0) return;
+    if (threadIdx.x >= 32) return;
     Ring at = {0, 0};
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
       const Work w = work_of(item, blocks, heads, groups, lengths);
+#pragma unroll 1
       for (int t = 0; t < w.tiles; ++t) {
-        barrier_wait(shared.empty + 8 * at.stage, at.phase ^ 1);
         const u32 to = base + at.stage * STAGE_BYTES;
-        barrier_expect(shared.keys_full + 8 * at.stage, TILE);
-        copy_box(to, &key, shared.keys_full + 8 * at.stage, 0, w.group * padded + t * KEYS);
-        barrier_expect(shared.values_full + 8 * at.stage, TILE);
-        copy_box(to + TILE, &value, shared.values_full + 8 * at.stage, t * KEYS, w.group * WIDTH);
+        const u32 keys = shared.keys_full + 8 * at.stage, values = shared.values_full + 8 * at.stage;
+        barrier_wait(shared.empty + 8 * at.stage, at.phase ^ 1);
+        if (threadIdx.x == 0) {
+          barrier_expect(keys, TILE);
+          copy_box(to, &key, keys, 0, w.group * padded + t * KEYS);
+          barrier_expect(values, TILE);
+          copy_box(to + TILE, &value, values, t * KEYS, w.group * WIDTH);
+        }
+        __syncwarp();
         at.next();
       }
     }
     return;
   }
   registers_grow<160>();
-  const int group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, q = lane % 4;
+  const int group = team - 1, lane = threadIdx.x % 32, q = lane % 4;
   const int local = threadIdx.x % 128 / 32 * 16 + lane / 4;  // row in the warpgroup; the other is 8 below
   Ring ring = {0, 0};
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -224,28 +254,31 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
       const int row = local + 8 * h, beam = w.first + 64 * group + row;
       uint2 raw[WIDTH / 16];
       const u16 *from = queries + (u64)(w.request * beams + beam) * d + w.head * WIDTH + 4 * q;
-      float high = 0.0f;
+      float sum = 0.0f;
 #pragma unroll
       for (int c = 0; c < WIDTH / 16; ++c) {
         raw[c] = beam < beams ? *(const uint2 *)(from + 16 * c) : make_uint2(0, 0);
-        high = fmaxf(high, fmaxf(fabsf(bf16_low(raw[c].x)), fabsf(bf16_high(raw[c].x))));
-        high = fmaxf(high, fmaxf(fabsf(bf16_low(raw[c].y)), fabsf(bf16_high(raw[c].y))));
+        sum += fabsf(bf16_low(raw[c].x)) + fabsf(bf16_high(raw[c].x));
+        sum += fabsf(bf16_low(raw[c].y)) + fabsf(bf16_high(raw[c].y));
       }
-      const float one = fmaxf(quad_max(high) * (1.0f / 448.0f), 7.888609052210118e-31f), inverse = 1.0f / one;
+      // With keys of 448 at most no score passes a half's 65504, not even where every code was rounded up.
+      const float one = fmaxf(quad_sum(sum) * (1.0f / 136.0f), 7.888609052210118e-31f), inverse = 1.0f / one;
 #pragma unroll
       for (int c = 0; c < WIDTH / 16; ++c) {
         a[c / 2 * 4 + c % 2 * 2 + h] = pack_e4m3(
             bf16_low(raw[c].x) * inverse, bf16_high(raw[c].x) * inverse, bf16_low(raw[c].y) * inverse,
             bf16_high(raw[c].y) * inverse);
       }
-      rows.factor[h] = one * sharpness * key_scale[w.group];
-      rows.top[h] = -1e30f;
+      const float factor = 8.0f * one * sharpness * key_scale[w.group];
+      rows.factor[h] = pack_half(factor, factor);
       rows.total[h] = 0.0f;
+      rows.offset[h] = 0x7C007C00u;  // infinity: the first scores move it
     }
     Scores s;
     Weights p;
 #pragma unroll
-    for (int i = 0; i < WIDTH / 2; ++i) rows.mixed[i] = 0.0f;
+    for (int i = 0; i < MIXED / 2; ++i) rows.mixed[i] = 0.0f;
+    settle(rows.mixed);
     shared.score<0>(s, a, ring);
     int begin = 0;
     for (; begin + KEYS < w.length; begin += KEYS) tile<true>(s, p, a, begin, w.length, shared, ring, rows, q);
@@ -254,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
     const float one = out_scale[done.request], to_codes = value_scale[done.group] / one;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float f = to_codes / quad_sum(rows.total[h]);
+      const float f = to_codes / rows.total[h];
       const int beam = done.first + 64 * group + local + 8 * h;
       if (beam >= beams) continue;
       const u64 at = (u64)(done.request * beams + beam);

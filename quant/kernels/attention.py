@@ -25,7 +25,8 @@ from quant.kernels.one_query import one_query_attention
 from quant.kernels.order import HEAD_DIM, KEYS
 
 _QUERIES, _STAGES = 192, 6
-_SHARED_BYTES = 2 * _STAGES * KEYS * HEAD_DIM + 1024
+_ONES = 8  # behind the values' features: what is mixed of them is the sum of weights
+_SHARED_BYTES = _STAGES * KEYS * (2 * HEAD_DIM + _ONES) + 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +83,8 @@ def packed_attention(q: Tensor, context: PackedContext, beams: int, heads: int) 
 
 @functools.cache
 def _kernel(_device: int | None) -> Kernel:
-    source = (
-        f"#define STAGES {_STAGES}\n"
-        + hopper_source()
-        + product_source("product_scores", KEYS // 2, a_in_registers=True)
-    )
-    source += product_source("product_values", HEAD_DIM, a_in_registers=True)
+    source = f"#define STAGES {_STAGES}\n" + hopper_source()
+    source += product_source("product_scores", KEYS // 2, a_in_registers=True, halves=True)
+    source += product_source("product_values", HEAD_DIM + _ONES, a_in_registers=True)
     source += files("quant.kernels").joinpath("attention.cu").read_text(encoding="utf-8")
     return load_kernel(source, "cross_attention", _SHARED_BYTES)
