@@ -38,6 +38,13 @@ class ExpertProduct(Protocol):
         """rows [M, K] sorted by expert · weight[expert]ᵀ: 16 bit, or of a gated matrix the rows' own format."""
 
 
+class GatedProduct(Protocol):
+    """A dense feed-forward's gate and up, stored for a kernel that gives silu(gate) · up itself."""
+
+    def of_all(self, rows: Rows) -> Rows:
+        """rows [T, d] in E4M3 with `square` and room for whole tiles -> [T, I] in E4M3."""
+
+
 class Arithmetic(Protocol[M]):
     """How matrices are stored and multiplied; M is a stored matrix. Another room may bring its own."""
 
@@ -60,6 +67,9 @@ class Arithmetic(Protocol[M]):
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """up [E, 2I, d], gate rows first, and down [E, d, I], the former gated."""
+
+    def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, M] | None:
+        """up [2I, d], gate rows first, and down [d, I], where there is such a kernel, for rows in E4M3."""
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """Keys and values [B, G, N, dh] 16 bit, the same tensor where values are keys, and lengths [B] int32."""
@@ -88,6 +98,9 @@ class SixteenBit:
         """Gate and up rows in turns, so that one thread holds both of a pair."""
         return ExpertMatrix(interleave(up), gated=True), ExpertMatrix(down.contiguous())
 
+    def gated(self, up: Tensor, down: Tensor) -> None:
+        """None: rows are in 16 bit."""
+
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
         """The tensors themselves."""
         return ContextRows(key, value, lengths)
@@ -95,10 +108,15 @@ class SixteenBit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Generic[M]):
-    """A feed-forward that every row sees whole: up [2I, d], gate rows first, and down [d, I]."""
+    """A feed-forward that every row sees whole: up [2I, d], gate rows first, and down [d, I].
+
+    gated: the same for whole tiles of rows in E4M3, where there is a kernel for it, see `Arithmetic.gated`; it is no
+    faster for fewer.
+    """
 
     up: M
     down: M
+    gated: tuple[GatedProduct, M] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

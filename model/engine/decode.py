@@ -14,7 +14,7 @@ from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, add_norm
 from model.engine.prefixes import Prefixes
-from model.engine.routing import add_choose, norm_dispatch, tally_width
+from model.engine.routing import ROWS_TILE, add_choose, norm_dispatch, padded, tally_size
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
@@ -75,7 +75,10 @@ class Decoder(Generic[M]):
 
     def _feed_forward_of(self, block: BlockWeights) -> Dense[M] | Experts:
         if block.router is None or block.router_bias is None:
-            return Dense(self.arithmetic.matrix(block.up[0]), self.arithmetic.matrix(block.down[0]))
+            whole = block.up[0], block.down[0]
+            return Dense(
+                self.arithmetic.matrix(whole[0]), self.arithmetic.matrix(whole[1]), self.arithmetic.gated(*whole)
+            )
         up, down = self.arithmetic.experts(block.up, block.down)
         return Experts(up, down, block.shared, block.router, block.router_bias)
 
@@ -96,7 +99,7 @@ class Decoder(Generic[M]):
         past: list[list[Tensor]] = [[] for _ in self.blocks]
         parents: tuple[Tensor, ...] = ()
         nodes = None if walk is None else walk.prefixes.roots(batch)
-        shape = (config.levels, config.n_layers, tally_width(config.n_experts))
+        shape = (config.levels, config.n_layers, tally_size(config.n_experts))
         tallies = torch.zeros(shape, dtype=torch.int32, device=h.device)
         for level in range(config.levels):
             pending: Tensor | Mixed | None = None
@@ -147,8 +150,12 @@ class Decoder(Generic[M]):
         layer = block.feed_forward
         if isinstance(layer, Experts):
             return self._mixture(layer, h, pending, block.norm_ffn, tally)
-        product = self.arithmetic.product
-        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=self._eight(layer.up, h))
+        product, eight = self.arithmetic.product, self._eight(layer.up, h)
+        if layer.gated and eight and h.shape[0] >= ROWS_TILE:
+            first, second = layer.gated
+            x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=True, room=padded(h.shape[0]))
+            return product(first.of_all(x), second)
+        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=eight)
         return product(swiglu(product(x, layer.up), eight=self._eight(layer.down, h)), layer.down)
 
     def _eight(self, matrix: M, h: Tensor) -> bool:

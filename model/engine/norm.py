@@ -14,6 +14,10 @@ from torch import Tensor
 
 from model.engine.overlap import OVERLAPPED, in_turn
 
+ROUNDED_UP = tl.constexpr((1 + 2**-4) ** 2)
+"""E4M3 may make a row's squared length greater by this. Reading the codes back in the kernel that makes them is no way
+to know it: ptxas 12.8 then reads registers that it has not written yet."""
+
 E4M3_MAX = 448.0
 SCALE_FLOOR = 2.0**-100
 
@@ -22,8 +26,8 @@ SCALE_FLOOR = 2.0**-100
 class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
-    values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, of rows for experts in E4M3, is
-    the squared length of each row as stored.
+    values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, of rows for gated products in
+    E4M3, is at least the squared length of each row as stored. There may be more scales and squares than rows.
     """
 
     values: Tensor
@@ -40,11 +44,23 @@ class Mixed:
     share: Tensor  # [T, K] float32
 
 
-def add_norm(h: Tensor, add: Tensor | Mixed | None, gamma: Tensor, eps: float, *, eight: bool = False) -> Rows:
-    """h += add, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous; add [T, d] or experts' outputs."""
+def add_norm(
+    h: Tensor,
+    add: Tensor | Mixed | None,
+    gamma: Tensor,
+    eps: float,
+    *,
+    eight: bool = False,
+    room: int | None = None,
+) -> Rows:
+    """h += add, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous; add [T, d] or experts' outputs.
+
+    room: where a gated product comes next, how many scales and squares it may read.
+    """
     rows, d = h.shape
     values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=h.device) if eight else None
+    scale = torch.empty(room or rows, dtype=torch.float32, device=h.device) if eight else None
+    square = None if room is None else torch.empty(room, dtype=torch.float32, device=h.device)
     mixed = add if isinstance(add, Mixed) else None
     _add_norm[(rows,)](
         h,
@@ -55,6 +71,7 @@ def add_norm(h: Tensor, add: Tensor | Mixed | None, gamma: Tensor, eps: float, *
         gamma,
         values,
         scale,
+        square,
         d,
         eps,
         EXPERTS=mixed.position.shape[1] if mixed else 0,
@@ -62,7 +79,7 @@ def add_norm(h: Tensor, add: Tensor | Mixed | None, gamma: Tensor, eps: float, *
         num_warps=4 if d <= 2048 else 8,
         **OVERLAPPED,
     )
-    return Rows(values, scale)
+    return Rows(values, scale, square)
 
 
 @triton.jit
@@ -75,46 +92,57 @@ def _add_norm(
     gamma,
     values,
     scale,
+    square,
     d,
     eps,
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     in_turn()
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
-    inside = (col < d)[None, :]
-    at = row[:, None] * d + col[None, :]
+    inside = col < d
+    at = row * d + col
     x = tl.load(h + at, inside, 0.0).to(tl.float32)
     if add is not None:
         x += tl.load(add + at, inside, 0.0).to(tl.float32)
     for j in tl.static_range(EXPERTS):
         source = tl.load(position + row * EXPERTS + j).to(tl.int64)
         weight = tl.load(share + row * EXPERTS + j)
-        x += weight[:, None] * tl.load(experts + source[:, None] * d + col[None, :], inside, 0.0).to(tl.float32)
+        x += weight * tl.load(experts + source * d + col, inside, 0.0).to(tl.float32)
     if (add is not None) or (EXPERTS > 0):
         stored = x.to(h.dtype.element_ty)
         tl.store(h + at, stored, inside)
         x = stored.to(tl.float32)
-    y = normalised(x, gamma, d, eps).to(h.dtype.element_ty)
+    y = normalised(x, gamma, d, eps, h.dtype.element_ty)
     if scale is None:
         tl.store(values + at, y, inside)
     else:
-        codes, s = in_eight(y.to(tl.float32))
+        codes, s = in_eight(y)
         tl.store(values + at, codes, inside)
         tl.store(scale + row, s)
+    if square is not None:
+        tl.store(square + row, bounded_square(y))
 
 
 @triton.jit
-def normalised(x, gamma, d, eps):
-    """x [R, BLOCK] float32, zeros from column d on -> RMSNorm(x) · gamma."""
-    col = tl.arange(0, x.shape[1])
-    inverse = tl.rsqrt(tl.sum(x * x, 1) / d + eps)
-    return x * inverse[:, None] * tl.load(gamma + col, col < d, 0.0).to(tl.float32)[None, :]
+def normalised(x, gamma, d, eps, dtype: tl.constexpr):
+    """x [BLOCK] float32, zeros from column d on -> RMSNorm(x) · gamma, rounded to 16 bit."""
+    col = tl.arange(0, x.shape[0])
+    inverse = tl.rsqrt(tl.sum(x * x, 0) / d + eps)
+    return (x * inverse * tl.load(gamma + col, col < d, 0.0).to(tl.float32)).to(dtype)
 
 
 @triton.jit
 def in_eight(y):
-    """y [R, BLOCK] float32 -> E4M3 and a scale per row."""
-    s = tl.maximum(tl.max(tl.abs(y), 1) / 448.0, 7.888609052210118e-31)
-    return (y * (1.0 / s)[:, None]).to(tl.float8e4nv), s
+    """y [BLOCK] -> E4M3 and its scale."""
+    y = y.to(tl.float32)
+    s = tl.maximum(tl.max(tl.abs(y), 0) / 448.0, 7.888609052210118e-31)
+    return (y / s).to(tl.float8e4nv), s
+
+
+@triton.jit
+def bounded_square(y):
+    """y [BLOCK] -> at least the squared length that it has in E4M3."""
+    y = y.to(tl.float32)
+    return tl.maximum(tl.sum(y * y, 0) * ROUNDED_UP, 1e-30)  # a row of zeros is divided by it

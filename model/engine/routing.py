@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, in_eight, normalised
+from model.engine.norm import Rows, bounded_square, in_eight, normalised
 from model.engine.overlap import OVERLAPPED, in_turn
 
 ROWS_TILE = 128
@@ -25,32 +25,7 @@ batch run at once, and the choice still fits into registers."""
 _CHOOSING = {"CHUNK": 64, "num_warps": 4, "num_stages": 4}
 """Columns that such a program looks at in one go, three more being under way."""
 
-_MOVING = {"TOKENS": 1, "CHUNK": 8}
-"""Whole rows of a program that moves them, and tiles that it names in one go."""
-
-_COLUMNS = 2048
-"""Of a warp of such a program, which holds them in registers: a row that one warp holds needs no barrier."""
-
 _LEAST_WIDTH = 16  # columns of a product
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """The experts of each token, and how many tokens chose each.
-
-    chosen [T, k] int32: W · (the token's number among the expert's) + expert. share [T, S+k] float32 for S shared and k
-    routed experts. tally [W] int32, of which the first `experts` count.
-    """
-
-    chosen: Tensor
-    share: Tensor
-    tally: Tensor
-    experts: int
-
-    @property
-    def shared(self) -> int:
-        """Experts that see every row."""
-        return self.share.shape[1] - self.chosen.shape[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +47,25 @@ class ExpertTiles:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The experts of each token, and where each expert's rows begin.
+
+    chosen [T, k] int32: W · (the token's number among the expert's) + expert. share [T, S+k] float32 for S shared and k
+    routed experts. begin [W] int32.
+    """
+
+    chosen: Tensor
+    share: Tensor
+    begin: Tensor
+    tiles: ExpertTiles
+
+    @property
+    def shared(self) -> int:
+        """Experts that see every row."""
+        return self.share.shape[1] - self.chosen.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """Rows sorted by expert. The shared experts' come first, in the tokens' own order, then the routed ones' in any.
 
@@ -85,16 +79,24 @@ class Route:
 
 def capacity(tokens: int, shared: int, routed: int, top_k: int) -> int:
     """Rows that always suffice, whatever is chosen."""
-    padded = triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE
     if not routed:
-        return int(shared * padded)
+        return shared * padded(tokens)
     spread = min(routed, tokens * top_k) * (ROWS_TILE - 1) + tokens * top_k
-    return int(shared * padded + triton.cdiv(spread, ROWS_TILE) * ROWS_TILE)
+    return shared * padded(tokens) + padded(spread)
 
 
-def tally_width(experts: int) -> int:
-    """Numbers of a tally: a power of two that tensor cores have; none without experts."""
-    return max(_LEAST_WIDTH, triton.next_power_of_2(experts)) if experts else 0
+def padded(tokens: int) -> int:
+    """Rows of the tiles that hold so many."""
+    return (tokens + ROWS_TILE - 1) // ROWS_TILE * ROWS_TILE
+
+
+def tally_size(experts: int) -> int:
+    """Numbers of a tally: of each expert, a power of two that tensor cores have, and one more; none without experts."""
+    return _width(experts) + 1 if experts else 0
+
+
+def _width(experts: int) -> int:
+    return int(max(_LEAST_WIDTH, triton.next_power_of_2(experts)))
 
 
 def add_choose(
@@ -115,56 +117,57 @@ def add_choose(
     mean square at the end, so that one pass over h is enough. The norm's own rows are rounded after the division: a
     router that multiplied those would see slightly other numbers.
 
-    tally: zeros [tally_width(E)] int32 for this call alone, made here where they are not given.
+    tally: zeros [tally_size(E)] int32 for this call alone, made here where they are not given.
     """
     tokens, d = h.shape
     experts = bias.shape[0]
     if tally is None:
-        tally = torch.zeros(tally_width(experts), dtype=torch.int32, device=h.device)
-    chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=h.device)
+        tally = torch.zeros(tally_size(experts), dtype=torch.int32, device=h.device)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.int32, device=h.device)
+
+    width, count = _width(experts), capacity(tokens, shared, experts, top_k) // ROWS_TILE
     share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=h.device)
-    width = tally.shape[0]
+    choice = Choice(empty(tokens, top_k), share, empty(width), ExpertTiles(empty(count), empty(count), empty(1)))
     rows = min(64, max(16, _LOGITS // width))
+    tiles = choice.tiles
     _add_choose[(triton.cdiv(tokens, rows),)](
-        h, add, gamma, router, bias, chosen, share, tally, tokens, experts, d, eps,
-        TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, **_CHOOSING, **OVERLAPPED,
+        h, add, gamma, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,
+        tokens, experts, d, eps, count, padded(tokens),
+        TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **_CHOOSING, **OVERLAPPED,
     )  # fmt: skip
-    return Choice(chosen, share, tally, experts)
+    return choice
 
 
 def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight: bool) -> tuple[Rows, Route]:
     """RMSNorm(h) · gamma, each row at the places of its experts: h [T, d] -> [tiles · ROWS_TILE, d], and the places.
 
-    The rows are `add_norm`'s, in E4M3 with the squared length besides. In which order an expert gets its rows is not
-    fixed, for no result depends on it.
+    The rows are `add_norm`'s, in E4M3 with a bound of the squared length besides. In which order an expert gets its
+    rows is not fixed, for no result depends on it.
     """
     tokens, d = h.shape
-    top_k, shared = choice.chosen.shape[1], choice.shared
-    room = capacity(tokens, shared, choice.experts, top_k)
-
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=h.device)
-
-    values = empty(room, d, dtype=torch.float8_e4m3fn if eight else h.dtype)
-    scale, square = (empty(room, dtype=torch.float32) if eight else None for _ in range(2))
-    position = empty(tokens, shared + top_k, dtype=torch.int32)
-    expert, filled = (empty(room // ROWS_TILE, dtype=torch.int32) for _ in range(2))
-    used = empty(1, dtype=torch.int32)
-    block = triton.next_power_of_2(d)
-    _norm_dispatch[(triton.cdiv(tokens, _MOVING["TOKENS"]),)](
-        h, gamma, values, scale, square, choice.chosen, choice.tally, position, expert, filled, used,
-        tokens, d, eps, room // ROWS_TILE, triton.cdiv(tokens, ROWS_TILE) * ROWS_TILE,
-        TOP_K=top_k, SHARED=shared, WIDTH=choice.tally.shape[0], TILE=ROWS_TILE, BLOCK=block,
-        num_warps=max(1, block // _COLUMNS), **_MOVING, **OVERLAPPED,
+    top_k, shared, room = choice.chosen.shape[1], choice.shared, choice.tiles.rows
+    values = torch.empty(room, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
+    scale, square = (torch.empty(room, device=h.device) if eight else None for _ in range(2))
+    position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=h.device)
+    _norm_dispatch[(tokens,)](
+        h, gamma, values, scale, square, choice.chosen, choice.begin, position, d, eps,
+        padded(tokens),
+        TOP_K=top_k, SHARED=shared, WIDTH=choice.begin.shape[0], BLOCK=triton.next_power_of_2(d),
+        num_warps=4 if d <= 2048 else 8, **OVERLAPPED,
     )  # fmt: skip
-    return Rows(values, scale, square), Route(position, choice.share, ExpertTiles(expert, filled, used))
+    return Rows(values, scale, square), Route(position, choice.share, choice.tiles)
 
 
 @triton.jit
 def _add_choose(
-    h, add, gamma, router, bias, chosen, share, tally, tokens, experts, d, eps,
-    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHUNK: tl.constexpr,
+    h, add, gamma, router, bias, chosen, share, tally, begin, tile_expert, tile_filled, used,
+    tokens, experts, d, eps, n_tiles, padded,
+    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
+    """The last program to be done knows all counts, and plans the tiles. padded: rows of a shared expert."""
     in_turn()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.arange(0, WIDTH)
@@ -213,55 +216,59 @@ def _add_choose(
         tl.store(share + token * (SHARED + TOP_K) + SHARED + k, part[k] / total, here)
     for j in tl.static_range(SHARED):
         tl.store(share + token * (SHARED + TOP_K) + j, tl.full([TOKENS], 1.0, tl.float32), here)
+    tl.debug_barrier()
+    if tl.atomic_add(tally + WIDTH, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        count = tl.atomic_add(tally + expert, tl.zeros([WIDTH], tl.int32), sem="relaxed")
+        _plan(count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded, SHARED, TILE, CHUNK)
 
 
 @triton.jit
-def _norm_dispatch(
-    h, gamma, values, scale, square, chosen, tally, position, tile_expert, tile_filled, used,
-    tokens, d, eps, n_tiles, padded,
-    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+def _plan(
+    count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded,
+    SHARED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Rows to their places, the places, and each tile's expert. padded: rows of a shared expert."""
-    in_turn()
-    this, programs, expert = tl.program_id(0), tl.num_programs(0), tl.arange(0, WIDTH)
-    count = tl.load(tally + expert)
+    """count [WIDTH]: rows of each expert -> where they begin, and each tile's expert."""
     room = (count + TILE - 1) // TILE * TILE
     end = SHARED * padded + tl.cumsum(room, 0)
-    begin = end - room
-    if this == 0:
-        tl.store(used, (SHARED * padded + tl.sum(room, 0)) // TILE)
-    for start in tl.range(this * CHUNK, n_tiles, programs * CHUNK):
-        tile = start + tl.arange(0, CHUNK)
+    start = end - room
+    tl.store(begin + tl.arange(0, count.shape[0]), start)
+    tl.store(used, (SHARED * padded + tl.sum(room, 0)) // TILE)
+    for one in tl.range(0, n_tiles, CHUNK):
+        tile = one + tl.arange(0, CHUNK)
         first = tile * TILE
-        into = first[:, None] - begin[None, :]
+        into = first[:, None] - start[None, :]
         mine = (into >= 0) & (into < room[None, :])
         filled = tl.sum(tl.where(mine, tl.minimum(count[None, :] - into, TILE), 0), 1)
         passed = tl.sum((end[None, :] <= first[:, None]).to(tl.int32), 1)
         of_all = first < SHARED * padded
-        owner = tl.where(of_all, first // padded, SHARED + passed)
-        tl.store(tile_expert + tile, owner, tile < n_tiles)
+        tl.store(tile_expert + tile, tl.where(of_all, first // padded, SHARED + passed), tile < n_tiles)
         filled = tl.where(of_all, tl.minimum(tokens - first % padded, TILE), filled)
         tl.store(tile_filled + tile, filled, tile < n_tiles)
-    token = this * TOKENS + tl.arange(0, TOKENS)
-    here = token < tokens
+
+
+@triton.jit
+def _norm_dispatch(
+    h, gamma, values, scale, square, chosen, begin, position, d, eps, padded,
+    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row to its places, and the places. padded: rows of a shared expert."""
+    in_turn()
+    token = tl.program_id(0)
     col = tl.arange(0, BLOCK)
-    inside = here[:, None] & (col < d)[None, :]
-    x = tl.load(h + token.to(tl.int64)[:, None] * d + col[None, :], inside, 0.0).to(tl.float32)
-    places: tl.tuple = ()
-    for j in tl.static_range(SHARED):
-        places += (j * padded + token,)
-    for k in tl.static_range(TOP_K):
-        code = tl.load(chosen + token * TOP_K + k, here, 0)
-        places += (tl.gather(begin, code % WIDTH, 0) + code // WIDTH,)
-    row = normalised(x, gamma, d, eps).to(h.dtype.element_ty)
+    inside = col < d
+    x = tl.load(h + token.to(tl.int64) * d + col, inside, 0.0).to(tl.float32)
+    row = normalised(x, gamma, d, eps, h.dtype.element_ty)
     if scale is not None:
-        row, s = in_eight(row.to(tl.float32))
-        wide = row.to(tl.float32)
-        length = tl.maximum(tl.sum(wide * wide, 1) * s * s, 1e-30)  # a row of zeros is divided by it
+        length = bounded_square(row)
+        row, s = in_eight(row)
     for j in tl.static_range(SHARED + TOP_K):
-        tl.store(position + token * (SHARED + TOP_K) + j, places[j], here)
-        tl.store(values + places[j].to(tl.int64)[:, None] * d + col[None, :], row, inside)
+        if j < SHARED:
+            place = j * padded + token
+        else:
+            code = tl.load(chosen + token * TOP_K + (j - SHARED))
+            place = tl.load(begin + code % WIDTH) + code // WIDTH
+        tl.store(position + token * (SHARED + TOP_K) + j, place)
+        tl.store(values + place.to(tl.int64) * d + col, row, inside)
         if scale is not None:
-            tl.store(scale + places[j], s, here)
-            tl.store(square + places[j], length, here)
+            tl.store(scale + place, s)
+            tl.store(square + place, length)

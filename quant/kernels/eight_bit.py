@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.arithmetic import Context, ExpertProduct
+from model.engine.arithmetic import Context, ExpertProduct, GatedProduct
 from model.engine.cross_attention import ContextRows
 from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
@@ -64,18 +64,17 @@ class EightBit:
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
-        wide = interleave(up).float()
-        scale = row_scale(wide)
-        codes = quantise(wide, scale)
-        lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
-        reach = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
-        back = down.float() * reach[:, None, :]
-        back_scale = row_scale(back)
-        back_codes = quantise(back, back_scale)
-        scale, back_scale = scale[..., 0].contiguous(), back_scale[..., 0].contiguous()
+        codes, scale, reach, back_codes, back_scale = _balanced(up, down)
         if is_hopper(up.device) and fits_experts(up.shape[2], down.shape[2]):
             return pack_experts(codes, scale, reach), pack_experts(back_codes, back_scale)
-        return ExpertMatrix(codes, scale, reach.contiguous(), gated=True), ExpertMatrix(back_codes, back_scale)
+        return ExpertMatrix(codes, scale, reach, gated=True), ExpertMatrix(back_codes, back_scale)
+
+    def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, EightBitMatrix] | None:
+        """As of a single expert."""
+        if not (is_hopper(up.device) and fits_experts(up.shape[1], down.shape[1])):
+            return None
+        codes, scale, reach, back_codes, back_scale = _balanced(up[None], down[None])
+        return pack_experts(codes, scale, reach), EightBitMatrix(back_codes[0], back_scale)
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
@@ -96,3 +95,20 @@ class EightBit:
 def _head_scale(x: Tensor) -> Tensor:
     """max|x| / 448 of each request and head [B, G]."""
     return x.abs().amax(dim=(-2, -1)).float().mul_(1.0 / E4M3_MAX).clamp_min_(SCALE_FLOOR)
+
+
+def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Experts' up [E, 2I, d], gate rows first, and down [E, d, I] -> codes and scale [E, 2I] with gate and up in turns,
+    reach [E, I] (see `ExpertMatrix`), and codes and scale [E, d] of `down` with its columns times reach.
+
+    A reach is a power of two, so that codes of `down` stay what they are: stored in E4M3 they are not rounded twice.
+    """
+    wide = interleave(up).float()
+    scale = row_scale(wide)
+    codes = quantise(wide, scale)
+    lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
+    product = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
+    reach = product.log2().ceil().exp2()
+    back_scale = row_scale(down.float()) * reach.amax(-1)[:, None, None]
+    back_codes = quantise(down.float() * reach[:, None, :], back_scale)
+    return codes, scale[..., 0].contiguous(), reach.contiguous(), back_codes, back_scale[..., 0].contiguous()

@@ -19,7 +19,7 @@ from model.engine.cuda_module import (
     tensor_map,
 )
 from model.engine.norm import Rows
-from model.engine.routing import ROWS_TILE, ExpertTiles
+from model.engine.routing import ROWS_TILE, ExpertTiles, padded
 from quant.kernels.order import COLUMNS, DEPTH, in_row_order
 
 _STAGES = 5
@@ -52,6 +52,12 @@ class PackedExperts:
         """See `packed_product`."""
         return packed_product(rows, self, experts)
 
+    def of_all(self, rows: Rows) -> Rows:
+        """All rows [T, K] by the only expert: [T, N]. Scales and squares have room for whole tiles."""
+        tokens = rows.values.shape[0]
+        out = packed_product(rows, self, None)
+        return Rows(out.values[:tokens], None if out.scale is None else out.scale[:tokens])
+
 
 def fits_experts(d_model: int, inner: int) -> bool:
     """Whether the kernel has experts of these widths."""
@@ -68,16 +74,20 @@ def pack_experts(codes: Tensor, scale: Tensor, reach: Tensor | None = None) -> P
     return PackedExperts(weight, (pairs[..., 1] / reach).contiguous(), pairs[..., 0].contiguous())
 
 
-def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Rows:
+def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles | None) -> Rows:
     """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or of a gated matrix E4M3 with a scale per row.
 
-    Of a tile that is filled to the half at most, the lower half is left alone.
+    Without tiles all rows are the only expert's.
     """
     gated = matrix.gate_scale is not None
     experts, stored, k = matrix.weight.shape
-    device = rows.values.device
-    out = torch.empty(tiles.rows, matrix.width, dtype=torch.float8_e4m3fn if gated else torch.bfloat16, device=device)
-    scale = torch.empty(tiles.rows, dtype=torch.float32, device=device) if gated else None
+    device, tokens = rows.values.device, rows.values.shape[0]
+    room = tiles.rows if tiles else padded(tokens)
+    if tiles is None and (experts > 1 or rows.scale is None or rows.scale.shape[0] < room):
+        raise ValueError(f"rows: {experts} experts without tiles, or scales for less than {room} rows")
+    out = torch.empty(room, matrix.width, dtype=torch.float8_e4m3fn if gated else torch.bfloat16, device=device)
+    scale = torch.empty(room, dtype=torch.float32, device=device) if gated else None
+    named = (tiles.expert, tiles.filled, tiles.used) if tiles else (None, None, None)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     _kernel(gated, device.index).launch(
         processors // 2 * 2,
@@ -87,8 +97,7 @@ def packed_product(rows: Rows, matrix: PackedExperts, tiles: ExpertTiles) -> Row
             tensor_map(matrix.weight.view(experts * stored, k), COLUMNS // 2),
             address(out), address(scale), address(rows.scale), address(rows.square if gated else None),
             address(matrix.scale), address(matrix.gate_scale),
-            address(tiles.expert), address(tiles.filled), address(tiles.used),
-            *map(number, (matrix.width, stored, k // DEPTH)),
+            *map(address, named), *map(number, (tokens, matrix.width, stored, k // DEPTH)),
         ],
     )  # fmt: skip
     return Rows(out, scale)

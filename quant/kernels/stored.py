@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.engine.arithmetic import Context, ExpertProduct, SixteenBit
+from model.engine.arithmetic import Context, ExpertProduct, GatedProduct, SixteenBit
 from model.engine.norm import Rows
 from quant.crossover import Crossover
 from quant.kernels.eight_bit import EightBit, EightBitMatrix
@@ -81,6 +81,12 @@ class Stored:
         if up.dtype == down.dtype == torch.float32:
             return _EIGHT.experts(up, down)
         return _SIXTEEN.experts(up.bfloat16(), down.bfloat16())
+
+    def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, StoredMatrix] | None:
+        """Where both are stored in E4M3."""
+        if not up.dtype == down.dtype == torch.float32 or (made := _EIGHT.gated(up, down)) is None:
+            return None
+        return made[0], StoredMatrix(made[1], None)
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """In E4M3 with a scale per request and head, or as they are."""

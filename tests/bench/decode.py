@@ -4,7 +4,8 @@
 
 Needs PyTorch with CUDA and Triton, nothing else, and no installation of this project; torchao for the arm of that
 name. Every arm runs in a process of its own under a time limit; one that fails shows its error and the others go on.
-Ratios compare arms of this run. The last line is one JSON object of flat numbers.
+torchao and eager PyTorch run for the first workload alone, at the end. Ratios compare arms of this run. The last line
+is one JSON object of flat numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from provenance import commit
@@ -26,6 +28,7 @@ from provenance import commit
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = {"moe": ("moe-4b", 28), "1b": ("1B", 1), "8b": ("8B", 4)}
 ARMS = ("compiled", "bf16", "fp8", "torchao", "eager")
+OF_THE_HEADLINE = ("torchao", "eager")  # arms of the first workload alone, and the last to be run
 LIMIT_S = {
     "compiled": 240,
     "torchao": 240,
@@ -164,17 +167,21 @@ def main() -> None:
         keep()
 
     with tempfile.TemporaryDirectory() as beams:
-        for name, (preset, batch) in WORKLOADS.items():
-            if name not in sections:
-                continue
-            for arm in args.arms:
-                if arm == "eager" and name != "moe":
-                    continue
+
+        def workload(name: str, arms: Iterable[str]) -> None:
+            preset, batch = WORKLOADS[name]
+            for arm in arms:
                 arguments = ["tests/bench/decode_arms.py", "--arm", arm, "--preset", preset, "--batch", str(batch)]
                 arguments += ["--rounds", "10" if args.quick else "30", "--beams", beams]
                 section(f"{name} {arm}", arguments + (["--profile"] if args.profile else []), LIMIT_S[arm])
-    if {"1b", "8b"} & set(sections) and "kernels" not in sections:
-        section("ceilings", ["tests/bench/decode_kernels.py", "--only", "ceilings"], LIMIT_S["ceilings"])
+
+        for name in WORKLOADS:
+            if name in sections:
+                workload(name, [arm for arm in args.arms if arm not in OF_THE_HEADLINE])
+        if {"1b", "8b"} & set(sections) and "kernels" not in sections:
+            section("ceilings", ["tests/bench/decode_kernels.py", "--only", "ceilings"], LIMIT_S["ceilings"])
+        if "moe" in sections:
+            workload("moe", [arm for arm in args.arms if arm in OF_THE_HEADLINE])
     if "tests" in sections:
         pytest_options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "--import-mode=importlib"]
         files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*/test_*_gpu.py"))

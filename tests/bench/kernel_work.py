@@ -112,6 +112,15 @@ def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     return Work(title, 2.0 * rows * wide * width, moved(matrix) + rows * row_bytes, is_eight(matrix))
 
 
+def gated_all(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """All rows times gate and up; their halves are multiplied before they are written."""
+    matrix, rows = given["self"], given["rows"]
+    tokens, wide = rows.values.shape
+    width = out.values.shape[1]
+    title = f"gated linear {wide}→{2 * width}"
+    return Work(title, 4.0 * tokens * wide * width, moved(matrix, rows, out), is_eight(matrix))
+
+
 def chosen(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Reads h and what is to be added, writes h and who was chosen; the router's product is in 16 bit."""
     h, router = given["h"], given["router"]
@@ -148,7 +157,7 @@ CALLS: dict[str, Count] = {
 }
 """By their names in `model.engine.decode`; dense products are caught at the arithmetic and at `functional.linear`."""
 
-METHODS: dict[str, Count] = {"attend": cross, "product": grouped}
+METHODS: dict[str, Count] = {"attend": cross, "product": grouped, "of_all": gated_all}
 """Of the contexts and of the experts' matrices, which bring their kernels with them."""
 
 
@@ -160,7 +169,7 @@ def methods() -> Iterator[tuple[type, str]]:
     from quant.kernels.experts import PackedExperts
 
     yield from ((ContextRows, "attend"), (PackedContext, "attend"))
-    yield from ((ExpertMatrix, "product"), (PackedExperts, "product"))
+    yield from ((ExpertMatrix, "product"), (PackedExperts, "product"), (PackedExperts, "of_all"))
 
 
 def missing(module: object) -> list[str]:

@@ -7,7 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from kernel_work import chosen, cross, dispatched, gate, grouped, is_eight, missing, moved, norm, own, product, selected
+from kernel_work import (
+    chosen,
+    cross,
+    dispatched,
+    gate,
+    gated_all,
+    grouped,
+    is_eight,
+    missing,
+    moved,
+    norm,
+    own,
+    product,
+    selected,
+)
 
 from model.config import OneRecConfig
 
@@ -78,6 +92,14 @@ def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
     assert work.byte == 40 * (256 * 2 + 256 * 2)  # a namespace is no dataclass, so its matrices are not found
     given["self"] = SimpleNamespace(weight=half(5, 512, 256), gated=False)
     assert grouped(CONFIG, given, Rows(half(384, 512))).name == "experts down"
+
+
+def test_a_gated_product_writes_half_of_what_it_computes() -> None:
+    rows = Rows(half(20, 256).to(E4M3), torch.ones(20), torch.ones(20))
+    given = {"self": SimpleNamespace(weight=half(1, 1024, 256).to(E4M3)), "rows": rows}
+    work = gated_all(CONFIG, given, Rows(half(20, 512).to(E4M3), torch.ones(20)))
+    assert (work.name, work.flop) == ("gated linear 256→1024", 2 * 20 * 256 * 1024)
+    assert work.byte == 20 * 256 + 8 * 20 + 20 * 512 + 4 * 20
 
 
 def test_what_is_bound_by_memory() -> None:

@@ -77,7 +77,9 @@ def test_every_row_comes_to_its_experts_tiles(
         values, reference = placed.values[place].float(), expected.values.float()
         if placed.scale is not None and expected.scale is not None and placed.square is not None:
             values, reference = values * placed.scale[place, None], reference * expected.scale[:, None]
-            torch.testing.assert_close(placed.square[place], values.square().sum(1), rtol=1e-4, atol=0)
+            excess = placed.square[place] / values.square().sum(1)
+            assert float(excess.min()) >= 1.0
+            assert float(excess.max()) < 1.3
         # rows are summed in another order: now and then a number is rounded the other way
         torch.testing.assert_close(values, reference, rtol=0.15 if eight else 0.01, atol=1e-3)
         assert float((values != reference).float().mean()) < 0.01 or eight
@@ -87,7 +89,7 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
     h, gamma = torch.randn(70, 256, device="cuda").bfloat16(), torch.ones(256, device="cuda").bfloat16()
     router = torch.randn(1, 256, device="cuda").bfloat16().expand(53, -1).contiguous()
     choice = add_choose(h, torch.zeros_like(h), gamma, 1e-6, router, torch.zeros(53, device="cuda"), 3, 1)
-    chosen = choice.chosen % choice.tally.shape[0]
+    chosen = choice.chosen % choice.begin.shape[0]
     assert torch.equal(chosen, torch.arange(3, device="cuda", dtype=torch.int32).expand(70, -1))
 
 

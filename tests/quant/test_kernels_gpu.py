@@ -10,11 +10,11 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import Route, add_choose, norm_dispatch
+from model.engine.routing import Route, add_choose, norm_dispatch, padded
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
-from quant.kernels.eight_bit import EightBit
-from quant.primitives import sqnr_db
+from quant.kernels.eight_bit import EightBit, _balanced
+from quant.primitives import dequantise, quantise, row_scale, sqnr_db
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -87,6 +87,27 @@ def test_experts_make_zeros_of_zeros() -> None:
     assert not bool(out.float().abs().sum())
 
 
+@pytest.mark.parametrize(("rows", "d", "inner"), [(2048, 1408, 5632), (130, 256, 384), (28, 1792, 6784)])
+def test_a_dense_feed_forward_agrees_with_float64(rows: int, d: int, inner: int) -> None:
+    up, down = randn(2 * inner, d, seed=1, std=d**-0.5), randn(d, inner, seed=2, std=inner**-0.5)
+    h, ones = randn(rows, d, seed=3), torch.ones(d, device="cuda", dtype=torch.bfloat16)
+    fused = EIGHT.gated(up, down)
+    assert fused is not None
+    first, second = fused
+    x = add_norm(h, None, ones, 1e-6, eight=True, room=padded(rows))
+    gate, linear = (wide(x, rows) @ up.double().t()).chunk(2, dim=1)
+    exact = (functional.silu(gate) * linear) @ down.double().t()
+    assert sqnr_db(exact, EIGHT.product(first.of_all(x), second)) > 22.0
+
+
+def test_codes_of_a_stored_down_matrix_are_not_rounded_again() -> None:
+    up, down = randn(2 * 384, 256, seed=1).float(), randn(256, 384, seed=2).float()
+    stored = dequantise(quantise(down, row_scale(down)), row_scale(down))
+    _, _, reach, codes, scale = _balanced(up[None], stored[None])
+    again = codes.float() * scale[..., None] / reach[:, None, :]
+    torch.testing.assert_close(again[0], stored, rtol=1e-6, atol=float(stored.abs().max()) * 2**-17)
+
+
 @pytest.mark.parametrize("inner", [384, 2048, 14336])
 def test_swiglu_rounds_each_row(inner: int) -> None:
     gate_up = randn(70, 2 * inner, seed=1, std=2.0)
@@ -116,6 +137,19 @@ def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool,
     exact = exact.transpose(1, 2).reshape(batch * beams, -1)
     got = EIGHT.context(key, value, lengths).attend(q, beams, heads)
     assert sqnr_db(exact, wide(got, batch * beams)) > 20.0
+
+
+@pytest.mark.parametrize(("strength", "least_db"), [(0.0, 25.0), (4.0, 18.0), (8.0, 15.0)])
+def test_flat_and_sharp_attention_agree_with_float64(strength: float, least_db: float) -> None:
+    batch, heads, beams, length = 1, 2, 200, 1000
+    key, value = (randn(batch, heads, length, 128, seed=seed) for seed in (1, 2))
+    q = randn(batch * beams, heads * 128, seed=3) * strength
+    lengths = torch.tensor([length - 45], dtype=torch.int32, device="cuda")
+    mask = (torch.arange(length, device="cuda") < lengths)[None, None, None]
+    queries = q.double().view(batch, beams, heads, 128).transpose(1, 2)
+    exact = functional.scaled_dot_product_attention(queries, key.double(), value.double(), attn_mask=mask)
+    got = EIGHT.context(key, value, lengths).attend(q, beams, heads)
+    assert sqnr_db(exact.transpose(1, 2).reshape(batch * beams, -1), wide(got, batch * beams)) > least_db
 
 
 def test_self_attention_rounds_what_16_bit_gives() -> None:
