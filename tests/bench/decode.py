@@ -97,19 +97,22 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
         out["fp8_over_compiled_bf16"] = out["compiled_latency_ms"] / out["fp8_latency_ms"]
         out["latency_cut_over_compiled_bf16"] = 1.0 - out["fp8_latency_ms"] / out["compiled_latency_ms"]
     for name in ("8b", "1b"):
-        if share := peak_share(found, name):
-            out[f"fp8_peak_share_{name}"] = share
+        for peak, title in (("peak", "fp8"), ("sustained", "fp8 sustained")):
+            if share := peak_share(found, name, title):
+                out[f"fp8_{peak}_share_{name}"] = share
     return out
 
 
-def peak_share(found: dict[str, dict[str, float]], name: str) -> float | None:
+def peak_share(found: dict[str, dict[str, float]], name: str, product: str = "fp8") -> float | None:
     """Useful operations of a workload's whole FP8 decode a second, over the best dense FP8 product of the same run.
 
-    The operations are those of `model.counting.decode_flops`. None unless both were measured.
+    product: "fp8", which is measured for 40 ms, or "fp8 sustained", for seconds as the decode is, so that the card has
+    lowered its clock for both. The operations are those of `model.counting.decode_flops`. None unless both were
+    measured.
     """
     measured = found.get(f"{name} fp8", {})
     peak = max(
-        (rate for title in ("ceilings", "kernels") for rate in dense_rates(found.get(title, {}), "fp8")), default=0.0
+        (rate for title in ("ceilings", "kernels") for rate in dense_rates(found.get(title, {}), product)), default=0.0
     )
     if "tflop" not in measured or not peak:
         return None

@@ -12,6 +12,9 @@ def test_the_peak_is_that_of_the_best_dense_product() -> None:
     assert dense_rates(KERNELS, "fp8") == pytest.approx([2 * 8192**3 / 1e9, 2 * 1024**3 / 1e7])
     found = {"8b fp8": {"tflop": 55.0, "latency_ms": 100.0}, "ceilings": KERNELS}
     assert peak_share(found, "8b") == pytest.approx(550.0 / (2 * 8192**3 / 1e9))
+    assert ratios(found).keys() == {"fp8_peak_share_8b"}
+    found["ceilings"] = KERNELS | {"fp8 sustained linear 8192x8192x8192": 1250.0}
+    assert ratios(found)["fp8_sustained_share_8b"] == pytest.approx(1.25 * ratios(found)["fp8_peak_share_8b"])
 
 
 @pytest.mark.parametrize(
