@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from model.config import OneRecConfig
 from model.decoder import CrossAttention
-from quant.cross_attention import Fp8CrossAttention, narrow_attention
+from quant.cross_attention import Fp8CrossAttention, narrow_attention, straight_weights
 from quant.primitives import sqnr_db
 
 
@@ -24,6 +24,17 @@ def test_attention_through_eight_bits_is_near_the_exact_one() -> None:
     for values in (value, key):
         exact = functional.scaled_dot_product_attention(q, key, values, attn_mask=mask)
         assert 22.0 < sqnr_db(exact, narrow_attention(q, key, values, mask)) < 40.0
+
+
+def test_weights_are_near_powers_of_two_and_held_by_e4m3() -> None:
+    scores = torch.linspace(-12.0, 0.0, 4001)[None]
+    weights = straight_weights(scores)
+    assert torch.equal(weights.to(torch.float8_e4m3fn).float(), weights)
+    assert bool((weights.diff(dim=-1) >= 0).all())
+    ratio = weights / torch.exp2(scores + 7.0)
+    assert float(ratio.max()) < 1.0615 * 1.065  # the straight line, then half a code
+    assert float(ratio.min()) > 0.935
+    assert straight_weights(torch.tensor([[0.0, -20.0, -torch.inf]])).tolist() == [[128.0, 0.0, 0.0]]
 
 
 def test_padding_changes_nothing_whatever_it_holds() -> None:
