@@ -93,6 +93,10 @@ def variant(args: Mapping[str, Any]) -> Application:
     return variant_app(checked_name(name), checkpoint, internal_key(settings), settings)
 
 
+_CALLS = 4
+"""To a variant at a time: some are on their way while one is computed."""
+
+
 def gateway_app(settings: Settings) -> Application:
     """The gateway: the only application that the world may reach."""
     from ray import serve
@@ -122,7 +126,8 @@ class Gateway:
 
         settings = self._settings
         spool = Spool(settings.spool_dir / _writer_name(), settings.spool_max_bytes, settings.spool_segment_bytes)
-        client = HttpVariantClient(settings.url, internal_key(settings))
+        calls = max(_CALLS, 2 * settings.variant_replicas)
+        client = HttpVariantClient(settings.url, internal_key(settings), calls=calls, most=settings.batch_size)
         services = _services(settings, spool, client)
         return build_app(services, partial(_running, services, spool, client))
 

@@ -31,7 +31,10 @@ class SpoolFullError(ServingError):
 
 
 class VariantError(ServingError):
-    """A variant did not answer: unreachable, failing, overloaded or too slow. `kind` is a short word for the log."""
+    """A variant did not answer: unreachable, failing, overloaded or too slow. `kind` is a short word for the log.
+
+    One that befell a whole call is the error of each of its questions; `counted` once a breaker has heard of it.
+    """
 
     code = "unavailable"
 
@@ -39,6 +42,7 @@ class VariantError(ServingError):
         super().__init__(f"variant {variant!r}: {kind}" + (f": {detail}" if detail else ""))
         self.variant = variant
         self.kind = kind
+        self.counted = False
 
 
 class NoAnswerError(ServingError):

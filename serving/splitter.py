@@ -124,7 +124,8 @@ class Splitter:
         except VariantError as error:
             if error.kind == "refused":  # one user's question must not cut the variant off from all others
                 breaker.succeeded()
-            else:
+            elif not error.counted:
+                error.counted = True
                 breaker.failed(time.monotonic())
             raise
         breaker.succeeded()

@@ -118,10 +118,21 @@ class Variant:
         if request.method == "GET":
             return _json(self.describe())
         try:
-            history, k = _question(await request.body())
-            return _json({"items": await self.answer(history, k)})
+            questions = _questions(await request.body())
         except InvalidRequestError as error:
             return _json({"field": error.field, "reason": error.reason}, 400)
+        return _json({"answers": await asyncio.gather(*map(self._answer_one, questions))})
+
+    async def _answer_one(self, question: Any) -> dict[str, Any]:
+        """What one of several questions gets: items, or what is wrong with it, or that the model failed."""
+        try:
+            history, k = _question(question)
+            return {"items": await self.answer(history, k)}
+        except InvalidRequestError as error:
+            return {"field": error.field, "reason": error.reason}
+        except Exception as error:
+            _log.exception("%s: no answer", self._name)
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def describe(self) -> dict[str, Any]:
         """What this replica serves."""
@@ -194,11 +205,20 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _question(body: bytes) -> tuple[list[str], int]:
+def _questions(body: bytes) -> list[Any]:
     try:
-        asked = json.loads(body)
-        history, k = asked["history"], asked["k"]
+        questions = json.loads(body)["questions"]
     except (ValueError, TypeError, KeyError) as error:
+        raise InvalidRequestError("body", f"needs questions: {error!r}") from error
+    if not isinstance(questions, list):
+        raise InvalidRequestError("questions", "must be a list")
+    return questions
+
+
+def _question(asked: Any) -> tuple[list[str], int]:
+    try:
+        history, k = asked["history"], asked["k"]
+    except (TypeError, KeyError) as error:
         raise InvalidRequestError("body", f"needs history and k: {error!r}") from error
     known = isinstance(history, list) and all(isinstance(item, str) for item in history)
     if not known or not isinstance(k, int) or isinstance(k, bool):

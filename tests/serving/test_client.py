@@ -33,8 +33,9 @@ class Fake:
         self.peers.add(request.transport.get_extra_info("peername"))
         return await self.handler(request)
 
-    async def _echo(self, _request: web.Request) -> web.Response:
-        return web.json_response({"items": [["a", -0.5], ["b", -1]]})
+    async def _echo(self, request: web.Request) -> web.Response:
+        one = {"items": [["a", -0.5], ["b", -1]]}
+        return web.json_response({"answers": [one for _ in (await request.json())["questions"]]})
 
 
 def answering(status: int, text: str = "{}", content_type: str = "application/json") -> Handler:
@@ -68,7 +69,7 @@ async def failure(client: HttpVariantClient, timeout_s: float = 5.0) -> VariantE
 
 async def test_a_slate_comes_back_in_its_order(client: HttpVariantClient, fake: Fake) -> None:
     assert await client.recommend("fp8", ("x", "y"), 2, 5.0) == [Item("a", -0.5), Item("b", -1.0)]
-    assert fake.bodies == [{"history": ["x", "y"], "k": 2}]
+    assert fake.bodies == [{"questions": [{"history": ["x", "y"], "k": 2}]}]
     assert fake.keys == ["the key"]
 
 
@@ -80,7 +81,7 @@ async def test_calls_share_kept_alive_connections(client: HttpVariantClient, fak
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, "refused"), (403, "failed"), (404, "failed"), (429, "overloaded"), (500, "failed"), (503, "overloaded")],
+    [(400, "failed"), (403, "failed"), (404, "failed"), (429, "overloaded"), (500, "failed"), (503, "overloaded")],
 )
 async def test_a_status_other_than_200_is_a_failure_with_its_kind(
     client: HttpVariantClient, fake: Fake, status: int, kind: str
@@ -111,8 +112,71 @@ async def test_a_status_other_than_200_is_a_failure_with_its_kind(
     ids=json.dumps,
 )
 async def test_an_answer_that_is_no_slate_is_a_failure(client: HttpVariantClient, fake: Fake, answer: object) -> None:
-    fake.handler = answering(200, json.dumps(answer))
-    assert (await failure(client)).kind == "failed"
+    for whole in (answer, {"answers": [answer]}):
+        fake.handler = answering(200, json.dumps(whole))
+        assert (await failure(client)).kind == "failed"
+
+
+async def test_what_waits_while_calls_are_under_way_travels_together(client: HttpVariantClient, fake: Fake) -> None:
+    gate, echo = asyncio.Event(), fake.handler
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        return await echo(request)
+
+    fake.handler = slow
+    asked = [asyncio.create_task(client.recommend("fp8", [str(place)], 2, 5.0)) for place in range(30)]
+    while len(fake.bodies) < 4:
+        await asyncio.sleep(0.01)
+    later = [asyncio.create_task(client.recommend("fp8", ["later"], 2, 5.0)) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    assert len(fake.bodies) == 4, "as many calls as may be under way"
+    gate.set()
+    await asyncio.gather(*asked, *later)
+    sizes = [len(body["questions"]) for body in fake.bodies]
+    assert (sum(sizes), max(sizes)) == (40, 8)
+    assert len(sizes) <= 7
+
+
+async def test_one_refused_question_leaves_its_neighbours_their_answers(client: HttpVariantClient, fake: Fake) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        kinds = {"bad": {"field": "history[0]", "reason": "no item"}, "broken": {"error": "RuntimeError: x"}}
+        questions = (await request.json())["questions"]
+        return web.json_response(
+            {"answers": [kinds.get(one["history"][0], {"items": [["a", 1]]}) for one in questions]}
+        )
+
+    fake.handler = answer
+    histories = ["bad", "x", "broken", "y", "bad", "z"]
+    found = await asyncio.gather(*(client.recommend("fp8", [one], 1, 5.0) for one in histories), return_exceptions=True)
+    kinds = [one.kind if isinstance(one, VariantError) else one for one in found]
+    assert kinds == ["refused", [Item("a", 1.0)], "failed", [Item("a", 1.0)], "refused", [Item("a", 1.0)]]
+    assert "history[0]: no item" in str(found[0])
+
+
+async def test_a_failed_call_is_one_error_for_all_its_questions(client: HttpVariantClient, fake: Fake) -> None:
+    fake.handler = answering(500)
+    asked = (client.recommend("fp8", [], 2, 5.0) for _ in range(40))
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, VariantError) and one.kind == "failed" for one in found)
+    assert len({id(one) for one in found}) == len(fake.bodies) < 40
+
+
+async def test_when_too_many_wait_the_next_is_told_at_once(client: HttpVariantClient, fake: Fake) -> None:
+    gate = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.json_response({"answers": []})
+
+    fake.handler = hang
+    many = [asyncio.create_task(client.recommend("fp8", [], 2, 5.0)) for _ in range(8 * 32 + 4 * 8 + 50)]
+    await asyncio.sleep(0.2)
+    early = [task for task in many if task.done()]
+    assert early
+    assert {task.exception().kind for task in early} == {"overloaded"}  # type: ignore[union-attr]
+    gate.set()
+    await asyncio.gather(*many, return_exceptions=True)
 
 
 @pytest.mark.parametrize(("text", "content_type"), [("{", "application/json"), ("<html>", "text/html")])

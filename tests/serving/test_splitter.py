@@ -204,6 +204,21 @@ async def test_a_request_without_an_answer_is_written_down_as_one_failure(world:
     assert len(world.inbox.records) == 1
 
 
+async def test_what_befell_one_call_counts_once_however_many_asked_in_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, asked = VariantError("fp8", "unreachable"), world.variants.recommend
+
+    async def recommend(variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
+        if variant == "fp8":
+            raise call
+        return await asked(variant, history, k, timeout_s)
+
+    monkeypatch.setattr(world.variants, "recommend", recommend)
+    fallbacks = [(await world.ask(user)).fallback for user in TREATED[:6]]
+    assert fallbacks == ["unreachable"] * 6
+
+
 async def test_a_dead_treatment_is_no_longer_asked_and_the_answers_say_so(world: World) -> None:
     world.variants.failing["fp8"] = "timeout"
     fallbacks = [(await world.ask(user)).fallback for user in TREATED[:6]]

@@ -119,7 +119,7 @@ async def ask(asked: Variant, body: bytes = b"", key: str | None = KEY, method: 
 
 
 def question(history: Any, k: Any) -> bytes:
-    return json.dumps({"history": history, "k": k}).encode()
+    return json.dumps({"questions": [{"history": history, "k": k}]}).encode()
 
 
 def test_a_replica_has_worked_before_it_is_asked(model: Model) -> None:
@@ -177,7 +177,7 @@ def test_the_model_is_loaded_from_its_folder_to_its_device(model: Model, gpus: f
 async def test_an_answer_is_the_k_best_with_their_scores(model: Model) -> None:
     status, body = await ask(variant(model), question(["i1", "i2"], 3))
     assert status == 200
-    assert body == {"items": [[f"i{14 + USUAL_K + place}", -float(place)] for place in range(3)]}
+    assert body == {"answers": [{"items": [[f"i{14 + USUAL_K + place}", -float(place)] for place in range(3)]}]}
 
 
 async def test_who_asks_together_is_ranked_together_and_answered_apart(model: Model) -> None:
@@ -243,7 +243,21 @@ async def test_a_replica_describes_itself(model: Model) -> None:
         (b"null", "body"),
         (b"\xff", "body"),
         (b'{"k": 3}', "body"),
-        (b'{"history": []}', "body"),
+        (b'{"questions": {}}', "questions"),
+    ],
+)
+async def test_a_body_that_makes_no_sense_is_refused(model: Model, body: bytes, field: str) -> None:
+    status, answer = await ask(variant(model), body)
+    assert (status, answer["field"]) == (400, field)
+    assert model.calls == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"questions": [null]}', "body"),
+        (b'{"questions": [{"k": 3}]}', "body"),
+        (b'{"questions": [{"history": []}]}', "body"),
         (question("i1", 3), "body"),
         (question([], "3"), "body"),
         (question([], 2.5), "body"),
@@ -257,8 +271,27 @@ async def test_a_replica_describes_itself(model: Model) -> None:
 )
 async def test_a_question_that_makes_no_sense_is_refused_by_its_field(model: Model, body: bytes, field: str) -> None:
     status, answer = await ask(variant(model), body)
-    assert (status, answer["field"]) == (400, field)
+    assert (status, [one["field"] for one in answer["answers"]]) == (200, [field])
     assert model.calls == []
+
+
+async def test_a_bad_question_leaves_its_neighbours_their_answers(model: Model) -> None:
+    asked = [{"history": ["i1"], "k": 1}, {"history": ["unknown"], "k": 1}, None, {"history": [], "k": 2}]
+    _, answer = await ask(variant(model), json.dumps({"questions": asked}).encode())
+    assert [sorted(one) for one in answer["answers"]] == [
+        ["items"],
+        ["field", "reason"],
+        ["field", "reason"],
+        ["items"],
+    ]
+    assert model.calls == [(2, USUAL_K)]
+
+
+async def test_a_failing_model_is_told_of_in_each_answer(model: Model) -> None:
+    fp8 = variant(model)
+    model.error = RuntimeError("overflow")
+    status, answer = await ask(fp8, question([], 1))
+    assert (status, answer) == (200, {"answers": [{"error": "RuntimeError: overflow"}]})
 
 
 async def test_a_refusal_is_the_same_for_a_call_by_handle(model: Model) -> None:
