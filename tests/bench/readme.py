@@ -121,6 +121,20 @@ def serving(name: str) -> str:
     return f"{about}\n\n{table(['', 'BF16', 'FP8'], rows)}"
 
 
+def coalescing(numbers: dict[str, float]) -> str:
+    """Both ways of asking a variant, at rising load."""
+    loads = sorted(int(name.removeprefix("times_as_many_")) for name in numbers if name.startswith("times_as_many_"))
+
+    def cells(users: int) -> list[str]:
+        shown = [str(users)]
+        for way in ("one_call_each", "together"):
+            shown += [f"{numbers[f'{way}_{users}_per_s']:,.0f}", f"{numbers[f'{way}_{users}_median_ms']:.0f}"]
+        return shown
+
+    head = ["users at a time", "one call each, answers/s", "median, ms", "together, answers/s", "median, ms"]
+    return table(head, [cells(users) for users in loads])
+
+
 def parity(numbers: dict[str, float]) -> str:
     """Accuracy of every variant, and its agreement with BF16."""
     names = {
@@ -146,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "roofline-h200": lambda: roofline(load("roofline-h200"), "fp8"),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
     "parity": lambda: parity(load("parity-amd-epyc")["numbers"]),
+    "coalescing": lambda: coalescing(load("coalescing-amd-epyc")["numbers"]),
     "report": lambda: report(load("report")["numbers"]),
 }
 
