@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.engine.norm import Rows
+from model.engine.norm import Rows, scale_of
 from model.engine.overlap import OVERLAPPED, in_turn
 
 
@@ -141,7 +141,7 @@ def _cross_attention(
     factor = tl.full([BQ], sharpness, tl.float32)
     if EIGHT:
         wide = q.to(tl.float32)
-        q_scale = tl.maximum(tl.max(tl.abs(wide), 1) / 448.0, 7.888609052210118e-31)
+        q_scale = scale_of(tl.max(tl.abs(wide), 1))
         q = (wide / q_scale[:, None]).to(tl.float8e4nv)
         factor = q_scale * (sharpness * tl.load(key_scale + group))
     top = tl.full([BQ], float("-inf"), tl.float32)

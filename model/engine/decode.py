@@ -75,12 +75,10 @@ class Decoder(Generic[M]):
 
     def _feed_forward_of(self, block: BlockWeights) -> Dense[M] | Experts:
         if block.router is None or block.router_bias is None:
-            whole = block.up[0], block.down[0]
-            return Dense(
-                self.arithmetic.matrix(whole[0]), self.arithmetic.matrix(whole[1]), self.arithmetic.gated(*whole)
-            )
-        up, down = self.arithmetic.experts(block.up, block.down)
-        return Experts(up, down, block.shared, block.router, block.router_bias)
+            matrix, up, down = self.arithmetic.matrix, block.up[0], block.down[0]
+            return Dense(matrix(up), matrix(down), self.arithmetic.gated(up, down))
+        products = self.arithmetic.experts(block.up, block.down)
+        return Experts(*products, block.shared, block.router, block.router_bias)
 
     def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
         """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.

@@ -190,7 +190,7 @@ __device__ __forceinline__ float bf16_high(u32 both) { return __uint_as_float(bo
 
 __device__ __forceinline__ u32 pack_half(float low, float high) {
   u32 both;
-  asm volatile("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
 
@@ -201,12 +201,6 @@ __device__ __forceinline__ float half_low(u32 both) {
 }
 
 __device__ __forceinline__ float half_high(u32 both) { return half_low(both >> 16); }
-
-__device__ __forceinline__ u32 halves_add(u32 a, u32 b) {
-  u32 y;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-  return y;
-}
 
 __device__ __forceinline__ u32 halves_fma(u32 a, u32 b, u32 c) {
   u32 y;

@@ -18,8 +18,8 @@ ROUNDED_UP = tl.constexpr((1 + 2**-4) ** 2)
 """E4M3 may make a row's squared length greater by this. Reading the codes back in the kernel that makes them is no way
 to know it: ptxas 12.8 then reads registers that it has not written yet."""
 
-E4M3_MAX = 448.0
-SCALE_FLOOR = 2.0**-100
+E4M3_MAX = tl.constexpr(448.0)
+SCALE_FLOOR = tl.constexpr(2.0**-100)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +75,15 @@ def add_norm(
         d,
         eps,
         EXPERTS=mixed.position.shape[1] if mixed else 0,
-        BLOCK=triton.next_power_of_2(d),
-        num_warps=4 if d <= 2048 else 8,
+        **whole_row(d),
         **OVERLAPPED,
     )
     return Rows(values, scale, square)
+
+
+def whole_row(d: int) -> dict[str, int]:
+    """Options of a launch whose programs hold a row of d numbers each."""
+    return {"BLOCK": triton.next_power_of_2(d), "num_warps": 4 if d <= 2048 else 8}
 
 
 @triton.jit
@@ -137,8 +141,14 @@ def normalised(x, gamma, d, eps, dtype: tl.constexpr):
 def in_eight(y):
     """y [BLOCK] -> E4M3 and its scale."""
     y = y.to(tl.float32)
-    s = tl.maximum(tl.max(tl.abs(y), 0) / 448.0, 7.888609052210118e-31)
+    s = scale_of(tl.max(tl.abs(y), 0))
     return (y / s).to(tl.float8e4nv), s
+
+
+@triton.jit
+def scale_of(largest):
+    """The scale of numbers of which the largest is so large; positive even of zeros."""
+    return tl.maximum(largest / E4M3_MAX, SCALE_FLOOR)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, bounded_square, in_eight, normalised
+from model.engine.norm import Rows, bounded_square, in_eight, normalised, whole_row
 from model.engine.overlap import OVERLAPPED, in_turn
 
 ROWS_TILE = 128
@@ -152,10 +152,8 @@ def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight
     scale, square = (torch.empty(room, device=h.device) if eight else None for _ in range(2))
     position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=h.device)
     _norm_dispatch[(tokens,)](
-        h, gamma, values, scale, square, choice.chosen, choice.begin, position, d, eps,
-        padded(tokens),
-        TOP_K=top_k, SHARED=shared, WIDTH=choice.begin.shape[0], BLOCK=triton.next_power_of_2(d),
-        num_warps=4 if d <= 2048 else 8, **OVERLAPPED,
+        h, gamma, values, scale, square, choice.chosen, choice.begin, position, d, eps, padded(tokens),
+        TOP_K=top_k, SHARED=shared, WIDTH=choice.begin.shape[0], **whole_row(d), **OVERLAPPED,
     )  # fmt: skip
     return Rows(values, scale, square), Route(position, choice.share, choice.tiles)
 

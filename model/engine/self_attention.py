@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows
+from model.engine.norm import Rows, scale_of
 from model.engine.overlap import OVERLAPPED, in_turn
 
 
@@ -99,6 +99,6 @@ def _self_attention(
         tl.store(target, out.to(values.dtype.element_ty), inside)
     else:
         out = out.to(qkv.dtype.element_ty).to(tl.float32)
-        s8 = tl.maximum(tl.max(tl.max(tl.abs(out), 1), 0) / 448.0, 7.888609052210118e-31)
+        s8 = scale_of(tl.max(tl.max(tl.abs(out), 1), 0))
         tl.store(target, (out / s8).to(tl.float8e4nv), inside)
         tl.store(scale + row, s8)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows
+from model.engine.norm import Rows, in_eight
 from model.engine.overlap import OVERLAPPED, in_turn
 
 
@@ -36,7 +36,6 @@ def _swiglu(gate_up, values, scale, inner, BLOCK: tl.constexpr):
     if scale is None:
         tl.store(values + row * inner + col, y, inside)
     else:
-        wide = y.to(tl.float32)
-        s = tl.maximum(tl.max(tl.abs(wide), 0) / 448.0, 7.888609052210118e-31)
-        tl.store(values + row * inner + col, (wide / s).to(tl.float8e4nv), inside)
+        codes, s = in_eight(y)
+        tl.store(values + row * inner + col, codes, inside)
         tl.store(scale + row, s)

@@ -109,6 +109,7 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor,
     lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
     product = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
     reach = product.log2().ceil().exp2()
-    back_scale = row_scale(down.float()) * reach.amax(-1)[:, None, None]
-    back_codes = quantise(down.float() * reach[:, None, :], back_scale)
+    back = down.float()
+    back_scale = row_scale(back) * reach.amax(-1)[:, None, None]
+    back_codes = quantise(back * reach[:, None, :], back_scale)
     return codes, scale[..., 0].contiguous(), reach.contiguous(), back_codes, back_scale[..., 0].contiguous()

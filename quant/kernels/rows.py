@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows
+from model.engine.norm import Rows, in_eight
 from model.engine.overlap import OVERLAPPED, in_turn
 from quant.primitives import E4M3
 
@@ -30,7 +30,6 @@ def _round(x, values, scale, width, BLOCK: tl.constexpr):
     in_turn()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
-    wide = tl.load(x + row * width + col, col < width, 0.0).to(tl.float32)
-    s = tl.maximum(tl.max(tl.abs(wide), 0) / 448.0, 7.888609052210118e-31)
-    tl.store(values + row * width + col, (wide / s).to(tl.float8e4nv), col < width)
+    codes, s = in_eight(tl.load(x + row * width + col, col < width, 0.0))
+    tl.store(values + row * width + col, codes, col < width)
     tl.store(scale + row, s)
