@@ -28,7 +28,7 @@ from experiment.store.engine import create_engine
 from experiment.store.events_sql import SqlEventLog
 from experiment.store.experiments_sql import SqlExperimentRepository
 from serving.auth import Tokens, load_tokens
-from serving.client import HttpVariantClient
+from serving.client import CALLS, HttpVariantClient
 from serving.control_loop import ControlLoop
 from serving.enrol import Enrolments
 from serving.errors import ConfigurationError
@@ -93,10 +93,6 @@ def variant(args: Mapping[str, Any]) -> Application:
     return variant_app(checked_name(name), checkpoint, internal_key(settings), settings)
 
 
-_CALLS = 4
-"""To a variant at a time: some are on their way while one is computed."""
-
-
 def gateway_app(settings: Settings) -> Application:
     """The gateway: the only application that the world may reach."""
     from ray import serve
@@ -126,7 +122,7 @@ class Gateway:
 
         settings = self._settings
         spool = Spool(settings.spool_dir / _writer_name(), settings.spool_max_bytes, settings.spool_segment_bytes)
-        calls = max(_CALLS, 2 * settings.variant_replicas)
+        calls = max(CALLS, 2 * settings.variant_replicas)
         client = HttpVariantClient(settings.url, internal_key(settings), calls=calls, most=settings.batch_size)
         services = _services(settings, spool, client)
         return build_app(services, partial(_running, services, spool, client))

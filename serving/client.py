@@ -16,6 +16,9 @@ from serving.errors import VariantError
 INTERNAL_HEADER = "X-Crossfade-Internal"
 """Carries the service's own key: variants answer nobody else."""
 
+CALLS = 4
+"""To a variant at a time: some are on their way while one is computed."""
+
 _ROOM = 32
 """Full calls' worth of questions that may wait for a variant; more are refused at once."""
 
@@ -48,7 +51,7 @@ class HttpVariantClient:
     To each variant at most `calls` calls are under way, each with up to `most` questions that waited for it.
     """
 
-    def __init__(self, base_url: str, internal_key: str, *, calls: int = 4, most: int = 8) -> None:
+    def __init__(self, base_url: str, internal_key: str, *, calls: int = CALLS, most: int = 8) -> None:
         self._base, self._key, self._calls, self._most = base_url.rstrip("/"), internal_key, calls, most
         self._session: aiohttp.ClientSession | None = None
         self._places: dict[str, Coalescer[Question, list[Item]]] = {}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from provenance import this_setting
 
-from serving.client import HttpVariantClient
+from serving.client import CALLS, HttpVariantClient
 from serving.cluster import RAY_FLAGS
 from serving.embedded import free_port
 from serving.settings import Settings
@@ -28,7 +28,7 @@ from serving.variants import Ranker, variant_app
 
 BATCH, BATCH_S = 28, 0.02
 HISTORY = [f"i{number}" for number in range(200)]
-WAYS = {"together": {"calls": 4, "most": BATCH}, "one call each": {"calls": 256, "most": 1}}
+WAYS = {"together": {"calls": CALLS, "most": BATCH}, "one call each": {"calls": 256, "most": 1}}
 KEY = "key"
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,14 +55,10 @@ def ceilings() -> Iterator[Case]:
         yield f"bf16 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x=x, w=w: torch.nn.functional.linear(x, w)
         ones = torch.ones(wide, device="cuda", dtype=torch.bfloat16)
         x8, w8 = add_norm(x, None, ones, 1e-6, eight=True), EightBit().matrix(w)
-        yield f"fp8 linear {rows}x{wide}x{out}", work, "TFLOP", lambda x8=x8, w8=w8: EightBit().product(x8, w8)
+        call = partial(EightBit().product, x8, w8)
+        yield f"fp8 linear {rows}x{wide}x{out}", work, "TFLOP", call
         if (rows, wide, out) == large[0]:
-            yield (
-                f"fp8 {SUSTAINED} linear {rows}x{wide}x{out}",
-                work,
-                "TFLOP",
-                lambda x8=x8, w8=w8: EightBit().product(x8, w8),
-            )
+            yield f"fp8 {SUSTAINED} linear {rows}x{wide}x{out}", work, "TFLOP", call
 
 
 def choice(h: Tensor, add: Tensor, router: Tensor) -> Choice:
