@@ -71,6 +71,18 @@ __device__ __forceinline__ u32 cluster_rank() {
   return rank;
 }
 
+// Two numbers at the same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ float2 of_block(u32 address, u32 rank) {
+  float2 x;
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n}"
+      : "=f"(x.x), "=f"(x.y)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return x;
+}
+
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

@@ -14,6 +14,7 @@ from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.norm import Rows
 from quant.kernels.attention import PackedContext
 from quant.kernels.experts import fits_experts, pack_experts
+from quant.kernels.few_rows import few_rows_product, fits_few_rows
 from quant.kernels.order import HEAD_DIM, packed
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
@@ -44,15 +45,20 @@ class EightBit:
         return True
 
     def matrix(self, weight: Tensor) -> EightBitMatrix:
-        """One scale per output channel."""
+        """One scale per output channel. Done when this returns: `few_rows_product` does not wait for what makes it."""
         wide = weight.float()
         scale = row_scale(wide)
-        return EightBitMatrix(quantise(wide, scale), scale.t().contiguous())
+        made = EightBitMatrix(quantise(wide, scale), scale.t().contiguous())
+        if weight.is_cuda:
+            torch.cuda.current_stream(weight.device).synchronize()
+        return made
 
     def product(self, rows: Rows, matrix: EightBitMatrix) -> Tensor:
         """The row-wise scaled product."""
         if rows.scale is None:
             raise TypeError("rows: expected E4M3 rows with their scales")
+        if is_hopper(rows.values.device) and fits_few_rows(rows.values.shape[0], matrix.weight):
+            return few_rows_product(rows, matrix.weight, matrix.scale)
         return torch._scaled_mm(
             rows.values,
             matrix.weight.t(),

@@ -21,7 +21,7 @@ from model.engine.overlap import OVERLAPPED, in_turn
 from quant.kernels.order import HEAD_DIM
 from quant.primitives import E4M3
 
-_PLACES, _WARPS = 128, 16  # the fastest of those tried
+_PLACES, _STAGES = 128, 3  # the fastest of those tried, as the warps of a launch
 
 
 def one_query_attention(
@@ -39,11 +39,13 @@ def one_query_attention(
     """
     batch, d = q.shape
     groups, room = key.shape[1], key.shape[2]
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
     out = torch.empty(batch, d, dtype=E4M3, device=q.device)
     scale = torch.empty(batch, dtype=torch.float32, device=q.device)
     _one_query[(heads, batch)](
         q, key, value, lengths, *scales, out, scale, room, d, HEAD_DIM**-0.5 * math.log2(math.e),
-        HEADS=heads, GROUPS=groups, WIDTH=HEAD_DIM, BLOCK=_PLACES, num_warps=_WARPS, **OVERLAPPED,
+        HEADS=heads, GROUPS=groups, WIDTH=HEAD_DIM, BLOCK=_PLACES, STAGES=_STAGES,
+        num_warps=4 if heads * batch > processors else 8, **OVERLAPPED,
     )  # fmt: skip
     return Rows(out, scale)
 
@@ -52,6 +54,7 @@ def one_query_attention(
 def _one_query(
     q, key, value, lengths, key_scale, value_scale, out_scale, out, scale, room, d, sharpness,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     in_turn()
     head, request = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -60,28 +63,25 @@ def _one_query(
     feature, place = tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     x = tl.load(q + request * d + head * WIDTH + feature).to(tl.float32)
     x = x * (sharpness * tl.load(key_scale + group))
-    # where order.py has put the key of this place, and the feature
+    # keys come as they are stored: which one a place has, and where a feature is, is order.py's
     within = place % 32
-    stored = place - within + 16 * (within // 16) + 8 * (within % 4 // 2) + 2 * (within % 16 // 4) + within % 2
-    keys = key + group * room * WIDTH + stored[:, None] * WIDTH + feature[None, :]
+    number = place - within + 16 * (within // 16) + 4 * (within % 8 // 2) + 2 * (within // 8 % 2) + within % 2
+    keys = key + group * room * WIDTH + place[:, None] * WIDTH + feature[None, :]
     row = 64 * (feature // 64) + 8 * (feature % 16 // 2) + 2 * (feature % 64 // 16) + feature % 2
     top = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
-    coming = tl.load(keys)
-    for begin in tl.range(0, length, BLOCK):
-        k = coming.to(tl.float32)
-        after = tl.minimum(begin + BLOCK, room - BLOCK).to(tl.int64)  # the last time it is read for nothing
-        coming = tl.load(keys + after * WIDTH)
+    for begin in tl.range(0, length, BLOCK, num_stages=STAGES):
+        k = tl.load(keys + begin.to(tl.int64) * WIDTH).to(tl.float32)
         s = tl.sum(k * x[None, :], 1)
-        real = begin + place < length
+        real = begin + number < length
         now = tl.where(real, tl.maximum(top, s), top)
         weight = tl.where(real, tl.exp2(s - now), 0.0)
         shrink = tl.exp2(top - now)
         if value is None:
             v = k
         else:
-            at = (group * WIDTH + row[None, :]) * room + begin + place[:, None]
+            at = (group * WIDTH + row[None, :]) * room + begin + number[:, None]
             v = tl.load(value + at).to(tl.float32)
         total = total * shrink + weight
         mixed = mixed * shrink[:, None] + weight[:, None] * v

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,18 +80,32 @@ def times_ms(run: Run, rounds: int) -> list[float]:
 
 
 def kernel_table(run: Run, title: str) -> list[tuple[str, int, float]]:
-    """(kernel, calls, ms) of one call, the longest first; printed as a table."""
+    """(kernel, calls, ms) of one call, the longest first; printed as a table.
+
+    A kernel may wait on the device until those before it are done: what counts is by how much each moves the end.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         run()
         torch.cuda.synchronize()
-    rows = [(event.key, event.count, event.self_device_time_total / 1e3) for event in trace.key_averages()]
-    rows.sort(key=lambda row: -row[2])
-    print(f"\n| {title}: kernel | calls | ms |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "trace.json")
+        trace.export_chrome_trace(str(written))
+        events = json.loads(written.read_text())["traceEvents"]
+    on_device = [event for event in events if event.get("cat") in {"kernel", "gpu_memset", "gpu_memcpy"}]
+    found: dict[str, list[float]] = {}
+    done = 0.0
+    for event in sorted(on_device, key=lambda event: float(event["ts"]) + float(event["dur"])):
+        began, ended = float(event["ts"]), float(event["ts"]) + float(event["dur"])
+        found.setdefault(event["name"], []).append((ended - max(began, done)) / 1e3)
+        done = ended
+    rows = sorted(((name, len(spent), sum(spent)) for name, spent in found.items()), key=lambda row: -row[2])
+    print(f"\n| {title}: kernel | calls | ms | median us | longest us |\n|---|---|---|---|---|")
     for name, calls, spent in rows[:22]:
-        print(f"| {name[:90]} | {calls} | {spent:.3f} |")
-    print(f"| all kernels | {sum(row[1] for row in rows)} | {sum(row[2] for row in rows):.3f} |")
+        shown = sorted(found[name])
+        print(f"| {name[:90]} | {calls} | {spent:.3f} | {1e3 * shown[calls // 2]:.1f} | {1e3 * shown[-1]:.1f} |")
+    print(f"| all kernels | {sum(row[1] for row in rows)} | {sum(row[2] for row in rows):.3f} | | |")
     return rows
 
 

@@ -1,0 +1,66 @@
+"""Products of a few rows with a matrix in E4M3, as the first level has them: bound by reading the matrix."""
+
+from __future__ import annotations
+
+import functools
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from model.engine.cuda_module import (
+    Kernel,
+    address,
+    hopper_source,
+    load_kernel,
+    number,
+    product_source,
+    tensor_map,
+)
+from model.engine.norm import Rows
+from quant.kernels.order import DEPTH
+
+MOST_ROWS = 64
+"""Rows that one launch takes; of more, products are no longer bound by reading the matrix."""
+
+_CHANNELS, _STAGES = 64, 8
+_SPLITS, _BLOCKS = (4, 2, 1), 256  # more blocks than two a multiprocessor get into each other's way
+
+
+def fits_few_rows(rows: int, matrix: Tensor) -> bool:
+    """Whether the kernel multiplies so many rows by this matrix [N, K]."""
+    return rows <= MOST_ROWS and matrix.shape[0] % 2 == 0 and matrix.shape[1] % DEPTH == 0
+
+
+def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, split: int | None = None) -> Tensor:
+    """rows [T, K] in E4M3 times matrix [N, K] in E4M3 with scale [N]: [T, N] bfloat16, summed up in float32.
+
+    The matrix is read before the stream's earlier work is done: that must not be what makes it. split: blocks that
+    share a sum.
+    """
+    values = rows.values
+    tokens, k = values.shape
+    width, steps = matrix.shape[0], k // DEPTH
+    tiles = -(-width // _CHANNELS)
+    if split is None:
+        split = next(split for split in _SPLITS if split == 1 or (tiles * split <= _BLOCKS and split <= steps))
+    out = torch.empty(tokens, width, dtype=torch.bfloat16, device=values.device)
+    room = next(room for room in (8, 16, 32, 64) if tokens <= room)
+    _kernel(room, split, values.device.index).launch(
+        tiles * split,
+        160,
+        [
+            tensor_map(values, room),
+            tensor_map(matrix, _CHANNELS),
+            address(out), address(rows.scale), address(scale), *map(number, (tokens, width, steps)),
+        ],
+    )  # fmt: skip
+    return out
+
+
+@functools.cache
+def _kernel(room: int, split: int, _device: int | None) -> Kernel:
+    sizes = f"#define ROWS {room}\n#define SPLIT {split}\n#define STAGES {_STAGES}\n"
+    body = files("quant.kernels").joinpath("few_rows.cu").read_text(encoding="utf-8")
+    source = sizes + hopper_source() + product_source("product_channels", room) + body
+    return load_kernel(source, "few_rows", _STAGES * (_CHANNELS + room) * DEPTH + 1024)
