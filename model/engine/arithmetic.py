@@ -42,7 +42,7 @@ class GatedProduct(Protocol):
     """A dense feed-forward's gate and up, stored for a kernel that gives silu(gate) · up itself."""
 
     def of_all(self, rows: Rows) -> Rows:
-        """rows [T, d] in E4M3 with `square` and room for whole tiles -> [T, I] in E4M3."""
+        """rows [T, d] in E4M3 with `square` -> [T, I] in E4M3."""
 
 
 class Arithmetic(Protocol[M]):
@@ -64,6 +64,9 @@ class Arithmetic(Protocol[M]):
 
     def product(self, rows: Rows, matrix: M) -> Tensor:
         """rows [T, K], in either format, · weightᵀ -> [T, N] 16 bit."""
+
+    def add_product(self, h: Tensor, rows: Rows, matrix: M) -> None:
+        """h [T, N] += rows · weightᵀ, in place."""
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """up [E, 2I, d], gate rows first, and down [E, d, I], the former gated."""
@@ -94,6 +97,10 @@ class SixteenBit:
         """An ordinary product."""
         return functional.linear(rows.values, matrix)
 
+    def add_product(self, h: Tensor, rows: Rows, matrix: Tensor) -> None:
+        """The sum is rounded once."""
+        h.addmm_(rows.values, matrix.t())
+
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertMatrix, ExpertMatrix]:
         """Gate and up rows in turns, so that one thread holds both of a pair."""
         return ExpertMatrix(interleave(up), gated=True), ExpertMatrix(down.contiguous())
@@ -123,7 +130,7 @@ class Dense(Generic[M]):
 class Experts:
     """A mixture; the `shared` ones, which every row sees, come first.
 
-    Of the E routed ones router [E, d] and router_bias [E] float32.
+    Of the E routed ones router [E, d], times the norm's weights, and router_bias [E] float32.
     """
 
     up: ExpertProduct

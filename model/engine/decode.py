@@ -14,7 +14,7 @@ from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, add_norm
 from model.engine.prefixes import Prefixes
-from model.engine.routing import ROWS_TILE, add_choose, norm_dispatch, padded, tally_size
+from model.engine.routing import ROWS_TILE, choose, norm_dispatch, tally_size
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
@@ -78,7 +78,8 @@ class Decoder(Generic[M]):
             matrix, up, down = self.arithmetic.matrix, block.up[0], block.down[0]
             return Dense(matrix(up), matrix(down), self.arithmetic.gated(up, down))
         products = self.arithmetic.experts(block.up, block.down)
-        return Experts(*products, block.shared, block.router, block.router_bias)
+        router = (block.router.float() * block.norm_ffn.float()).to(block.router.dtype)
+        return Experts(*products, block.shared, router, block.router_bias)
 
     def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
         """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
@@ -100,7 +101,7 @@ class Decoder(Generic[M]):
         shape = (config.levels, config.n_layers, tally_size(config.n_experts))
         tallies = torch.zeros(shape, dtype=torch.int32, device=h.device)
         for level in range(config.levels):
-            pending: Tensor | Mixed | None = None
+            pending: Mixed | None = None
             beams = scores.shape[1]
             for layer, block in enumerate(self.blocks):
                 context = contexts[config.kv_set_of(layer)]
@@ -128,42 +129,45 @@ class Decoder(Generic[M]):
         self,
         block: BlockMatrices[M],
         h: Tensor,
-        pending: Tensor | Mixed | None,
+        pending: Mixed | None,
         context: Context,
         beams: int,
         past: tuple[Tensor, ...],
         parents: tuple[Tensor, ...],
         tally: Tensor,
-    ) -> tuple[Tensor | Mixed, Tensor]:
+    ) -> tuple[Mixed | None, Tensor]:
         """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
-        product, eps, heads = self.arithmetic.product, self.config.norm_eps, self.config.n_heads
+        product, add_product = self.arithmetic.product, self.arithmetic.add_product
+        eps, heads = self.config.norm_eps, self.config.n_heads
         x = add_norm(h, pending, block.norm_cross, eps, eight=self._eight(block.cross_q, h))
-        read = context.attend(product(x, block.cross_q), beams, heads)
-        x = add_norm(h, product(read, block.cross_o), block.norm_self, eps, eight=self._eight(block.self_qkv, h))
+        add_product(h, context.attend(product(x, block.cross_q), beams, heads), block.cross_o)
+        x = add_norm(h, None, block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = product(x, block.self_qkv)
-        mixed = self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h))
-        return self._feed_forward(block, h, product(mixed, block.self_o), tally), qkv
+        add_product(
+            h, self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h)), block.self_o
+        )
+        if isinstance(block.feed_forward, Experts):
+            return self._mixture(block.feed_forward, h, block.norm_ffn, tally), qkv
+        self._dense(block.feed_forward, h, block.norm_ffn)
+        return None, qkv
 
-    def _feed_forward(self, block: BlockMatrices[M], h: Tensor, pending: Tensor, tally: Tensor) -> Tensor | Mixed:
-        layer = block.feed_forward
-        if isinstance(layer, Experts):
-            return self._mixture(layer, h, pending, block.norm_ffn, tally)
-        product, eight = self.arithmetic.product, self._eight(layer.up, h)
+    def _dense(self, layer: Dense[M], h: Tensor, gamma: Tensor) -> None:
+        eps, eight = self.config.norm_eps, self._eight(layer.up, h)
         if layer.gated and eight and h.shape[0] >= ROWS_TILE:
             first, second = layer.gated
-            x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=True, room=padded(h.shape[0]))
-            return product(first.of_all(x), second)
-        x = add_norm(h, pending, block.norm_ffn, self.config.norm_eps, eight=eight)
-        return product(swiglu(product(x, layer.up), eight=self._eight(layer.down, h)), layer.down)
+            x = add_norm(h, None, gamma, eps, eight=True, squares=True)
+            self.arithmetic.add_product(h, first.of_all(x), second)
+        else:
+            inner = self.arithmetic.product(add_norm(h, None, gamma, eps, eight=eight), layer.up)
+            self.arithmetic.add_product(h, swiglu(inner, eight=self._eight(layer.down, h)), layer.down)
 
     def _eight(self, matrix: M, h: Tensor) -> bool:
         return self.arithmetic.takes_eight(matrix, h.shape[0])
 
-    def _mixture(self, layer: Experts, h: Tensor, pending: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
+    def _mixture(self, layer: Experts, h: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
         eps = self.config.norm_eps
-        choice = add_choose(
-            h, pending, gamma, eps, layer.router, layer.router_bias, self.config.experts_per_token, layer.shared, tally
-        )
+        top_k = self.config.experts_per_token
+        choice = choose(h, eps, layer.router, layer.router_bias, top_k, layer.shared, tally)
         placed, way = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
         inner = layer.up.product(placed, way.tiles)
         return Mixed(layer.down.product(inner, way.tiles).values, way.position, way.share)

@@ -27,7 +27,7 @@ class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
     values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, of rows for gated products in
-    E4M3, is at least the squared length of each row as stored. There may be more scales and squares than rows.
+    E4M3, is at least the squared length of each row as stored.
     """
 
     values: Tensor
@@ -46,25 +46,24 @@ class Mixed:
 
 def add_norm(
     h: Tensor,
-    add: Tensor | Mixed | None,
+    mixed: Mixed | None,
     gamma: Tensor,
     eps: float,
     *,
     eight: bool = False,
-    room: int | None = None,
+    squares: bool = False,
 ) -> Rows:
-    """h += add, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous; add [T, d] or experts' outputs.
+    """h += what experts give, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous.
 
-    room: where a gated product comes next, how many scales and squares it may read.
+    squares: whether a gated product comes next.
     """
     rows, d = h.shape
     values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
-    scale = torch.empty(room or rows, dtype=torch.float32, device=h.device) if eight else None
-    square = None if room is None else torch.empty(room, dtype=torch.float32, device=h.device)
-    mixed = add if isinstance(add, Mixed) else None
+    scale, square = (
+        torch.empty(rows, dtype=torch.float32, device=h.device) if wanted else None for wanted in (eight, squares)
+    )
     _add_norm[(rows,)](
         h,
-        add if isinstance(add, Tensor) else None,
         mixed.rows if mixed else None,
         mixed.position if mixed else None,
         mixed.share if mixed else None,
@@ -83,13 +82,12 @@ def add_norm(
 
 def whole_row(d: int) -> dict[str, int]:
     """Options of a launch whose programs hold a row of d numbers each."""
-    return {"BLOCK": triton.next_power_of_2(d), "num_warps": 4 if d <= 2048 else 8}
+    return {"BLOCK": triton.next_power_of_2(d), "num_warps": 2 if d <= 2048 else 4}
 
 
 @triton.jit
 def _add_norm(
     h,
-    add,
     experts,
     position,
     share,
@@ -103,18 +101,16 @@ def _add_norm(
     BLOCK: tl.constexpr,
 ):
     in_turn()
-    row = tl.program_id(0).to(tl.int64)
+    row = from_the_last().to(tl.int64)
     col = tl.arange(0, BLOCK)
     inside = col < d
     at = row * d + col
     x = tl.load(h + at, inside, 0.0).to(tl.float32)
-    if add is not None:
-        x += tl.load(add + at, inside, 0.0).to(tl.float32)
     for j in tl.static_range(EXPERTS):
         source = tl.load(position + row * EXPERTS + j).to(tl.int64)
         weight = tl.load(share + row * EXPERTS + j)
         x += weight * tl.load(experts + source * d + col, inside, 0.0).to(tl.float32)
-    if (add is not None) or (EXPERTS > 0):
+    if EXPERTS > 0:
         stored = x.to(h.dtype.element_ty)
         tl.store(h + at, stored, inside)
         x = stored.to(tl.float32)
@@ -127,6 +123,13 @@ def _add_norm(
         tl.store(scale + row, s)
     if square is not None:
         tl.store(square + row, bounded_square(y))
+
+
+@triton.jit
+def from_the_last():
+    """This program's place where the last row comes first: of what a product has written the last rows are still in the
+    L2 cache, and of what is written here the first, with which the next product begins."""
+    return tl.num_programs(0) - 1 - tl.program_id(0)
 
 
 @triton.jit

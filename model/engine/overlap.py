@@ -3,7 +3,7 @@
 The launch asks for it by OVERLAPPED, and the kernel's first statement is `in_turn()`: it lets the next kernel come as
 soon as there is room, and waits until everything before it is done and visible. So launching, and what a kernel sets up
 for itself, is hidden behind its predecessor. Every kernel that is launched so must begin so, for whoever waits for it
-has then waited for all before it, too.
+has then waited for all before it, too. Only what no kernel of a decode writes, a matrix, may be read earlier.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls

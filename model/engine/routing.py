@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, bounded_square, in_eight, normalised, whole_row
+from model.engine.norm import Rows, bounded_square, from_the_last, in_eight, normalised, whole_row
 from model.engine.overlap import OVERLAPPED, in_turn
 
 ROWS_TILE = 128
@@ -99,10 +99,8 @@ def _width(experts: int) -> int:
     return int(max(_LEAST_WIDTH, triton.next_power_of_2(experts)))
 
 
-def add_choose(
+def choose(
     h: Tensor,
-    add: Tensor,
-    gamma: Tensor,
     eps: float,
     router: Tensor,
     bias: Tensor,
@@ -110,12 +108,12 @@ def add_choose(
     shared: int,
     tally: Tensor | None = None,
 ) -> Choice:
-    """h += add, in place; the experts of RMSNorm(h) · gamma. h and add [T, d] and router [E, d] 16 bit, contiguous.
+    """The experts of RMSNorm(h) · gamma. h [T, d] and router [E, d] 16 bit, contiguous; gamma is in the router already.
 
     The k experts of largest sigmoid + bias [E] float32 are chosen, of equal ones the lowest; their shares are of
-    sigmoid alone. Logits are h · gamma, rounded to 16 bit, times the router, summed in float32 and divided by h's root
-    mean square at the end, so that one pass over h is enough. The norm's own rows are rounded after the division: a
-    router that multiplied those would see slightly other numbers.
+    sigmoid alone. Logits are h times the router, summed in float32 and divided by h's root mean square at the end, so
+    that tensor cores take h as it is. The norm's own rows are rounded after the division, and the router before gamma
+    is in it: whoever multiplied those would see slightly other numbers.
 
     tally: zeros [tally_size(E)] int32 for this call alone, made here where they are not given.
     """
@@ -132,8 +130,8 @@ def add_choose(
     choice = Choice(empty(tokens, top_k), share, empty(width), ExpertTiles(empty(count), empty(count), empty(1)))
     rows = min(64, max(16, _LOGITS // width))
     tiles = choice.tiles
-    _add_choose[(triton.cdiv(tokens, rows),)](
-        h, add, gamma, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,
+    _choose[(triton.cdiv(tokens, rows),)](
+        h, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,
         tokens, experts, d, eps, count, padded(tokens),
         TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **_CHOOSING, **OVERLAPPED,
     )  # fmt: skip
@@ -159,15 +157,15 @@ def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight
 
 
 @triton.jit
-def _add_choose(
-    h, add, gamma, router, bias, chosen, share, tally, begin, tile_expert, tile_filled, used,
+def _choose(
+    h, router, bias, chosen, share, tally, begin, tile_expert, tile_filled, used,
     tokens, experts, d, eps, n_tiles, padded,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The last program to be done knows all counts, and plans the tiles. padded: rows of a shared expert."""
     in_turn()
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    token = from_the_last() * TOKENS + tl.arange(0, TOKENS)
     expert = tl.arange(0, WIDTH)
     here = token < tokens
     logits = tl.zeros([TOKENS, WIDTH], tl.float32)
@@ -176,15 +174,11 @@ def _add_choose(
         col = start + tl.arange(0, CHUNK)
         inside = here[:, None] & (col < d)[None, :]
         at = token.to(tl.int64)[:, None] * d + col[None, :]
-        x = tl.load(h + at, inside, 0.0).to(tl.float32) + tl.load(add + at, inside, 0.0).to(tl.float32)
-        stored = x.to(h.dtype.element_ty)
-        tl.store(h + at, stored, inside)
-        x = stored.to(tl.float32)
-        squares += x * x
-        x *= tl.load(gamma + col, col < d, 0.0).to(tl.float32)[None, :]
+        x = tl.load(h + at, inside, 0.0)
+        squares += x.to(tl.float32) * x.to(tl.float32)
         known = (expert < experts)[:, None] & (col < d)[None, :]
         weight = tl.load(router + expert[:, None] * d + col[None, :], known, 0.0)
-        logits = tl.dot(x.to(h.dtype.element_ty), weight.T, logits)
+        logits = tl.dot(x, weight.T, logits)
     logits *= tl.rsqrt(tl.sum(squares, 1) / d + eps)[:, None]
     affinity = 1.0 / (1.0 + tl.exp(-logits))
     start = affinity + tl.load(bias + expert, expert < experts, 0.0)[None, :]

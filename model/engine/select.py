@@ -175,11 +175,12 @@ def _find(keys, left, places, n, k, CHUNK: tl.constexpr):
         tl.store(left_places + at, start + lane, flag > 0)
         count += tl.sum(flag, 0)
     tl.debug_barrier()  # other threads read what this one has written
+    some = tl.load(left_keys + lane, lane < count, -2147483648)  # mostly all
     least = tl.full([], -2147483648, tl.int32)
     for bit in tl.static_range(32):
         trial = _step(least, bit)
-        reached = tl.zeros([CHUNK], tl.int32)
-        for start in tl.range(0, count, CHUNK):
+        reached = ((some >= trial) & (lane < count)).to(tl.int32)
+        for start in tl.range(CHUNK, count, CHUNK):
             x = tl.load(left_keys + start + lane, start + lane < count, -2147483648)
             reached += ((x >= trial) & (start + lane < count)).to(tl.int32)
         least = tl.where(tl.sum(reached, 0) >= k, trial, least)

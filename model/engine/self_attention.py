@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, scale_of
+from model.engine.norm import Rows, from_the_last, scale_of
 from model.engine.overlap import OVERLAPPED, in_turn
 
 
@@ -68,7 +68,7 @@ def _self_attention(
     HEAD_DIM: tl.constexpr,
 ):
     in_turn()
-    row = tl.program_id(0).to(tl.int64)
+    row = from_the_last().to(tl.int64)
     request = row // beams
     head = tl.arange(0, HEADS_BLOCK)
     at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]

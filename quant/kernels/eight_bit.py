@@ -13,8 +13,8 @@ from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.norm import Rows
 from quant.kernels.attention import PackedContext
+from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts
-from quant.kernels.few_rows import few_rows_product, fits_few_rows
 from quant.kernels.order import HEAD_DIM, packed
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
@@ -27,10 +27,27 @@ _REACH_SLACK = 1.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EightBitMatrix:
-    """weight [N, K] E4M3 and scale [1, N] float32."""
+    """weight [N, K] E4M3 and scale [1, N] float32, for PyTorch's own product."""
 
     weight: Tensor
     scale: Tensor
+
+    def product(self, rows: Rows, onto: Tensor | None = None) -> Tensor:
+        """See `PackedMatrix.product`."""
+        if rows.scale is None:
+            raise TypeError("rows: expected E4M3 rows with their scales")
+        out = torch._scaled_mm(
+            rows.values,
+            self.weight.t(),
+            scale_a=rows.scale[:, None],
+            scale_b=self.scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return out if onto is None else onto.add_(out)
+
+
+Matrix = EightBitMatrix | PackedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +57,23 @@ class EightBit:
     name: str = "fp8"
     eight: bool = True
 
-    def takes_eight(self, matrix: EightBitMatrix, rows: int) -> bool:  # noqa: ARG002 - the protocol's
+    def takes_eight(self, matrix: Matrix, rows: int) -> bool:  # noqa: ARG002 - the protocol's
         """Always."""
         return True
 
-    def matrix(self, weight: Tensor) -> EightBitMatrix:
-        """One scale per output channel. Done when this returns: `few_rows_product` does not wait for what makes it."""
+    def matrix(self, weight: Tensor) -> Matrix:
+        """One scale per output channel."""
         wide = weight.float()
         scale = row_scale(wide)
-        made = EightBitMatrix(quantise(wide, scale), scale.t().contiguous())
-        if weight.is_cuda:
-            torch.cuda.current_stream(weight.device).synchronize()
-        return made
+        return _stored(quantise(wide, scale), scale[:, 0])
 
-    def product(self, rows: Rows, matrix: EightBitMatrix) -> Tensor:
+    def product(self, rows: Rows, matrix: Matrix) -> Tensor:
         """The row-wise scaled product."""
-        if rows.scale is None:
-            raise TypeError("rows: expected E4M3 rows with their scales")
-        if is_hopper(rows.values.device) and fits_few_rows(rows.values.shape[0], matrix.weight):
-            return few_rows_product(rows, matrix.weight, matrix.scale)
-        return torch._scaled_mm(
-            rows.values,
-            matrix.weight.t(),
-            scale_a=rows.scale[:, None],
-            scale_b=matrix.scale,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
+        return matrix.product(rows)
+
+    def add_product(self, h: Tensor, rows: Rows, matrix: Matrix) -> None:
+        """Where there is a kernel for the matrix, `h` is read and written while products are under way."""
+        matrix.product(rows, onto=h)
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
@@ -75,12 +82,12 @@ class EightBit:
             return pack_experts(codes, scale, reach), pack_experts(back_codes, back_scale)
         return ExpertMatrix(codes, scale, reach, gated=True), ExpertMatrix(back_codes, back_scale)
 
-    def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, EightBitMatrix] | None:
+    def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, Matrix] | None:
         """As of a single expert."""
         if not (is_hopper(up.device) and fits_experts(up.shape[1], down.shape[1])):
             return None
         codes, scale, reach, back_codes, back_scale = _balanced(up[None], down[None])
-        return pack_experts(codes, scale, reach), EightBitMatrix(back_codes[0], back_scale)
+        return pack_experts(codes, scale, reach), _stored(back_codes[0], back_scale[0])
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
@@ -96,6 +103,13 @@ class EightBit:
         values = torch.zeros(batch, groups, head_dim, room, dtype=E4M3, device=key.device)
         values[..., :length] = codes.transpose(-1, -2)
         return ContextRows(keys, values, lengths, key_scale, value_scale, out_scale)
+
+
+def _stored(codes: Tensor, scale: Tensor) -> Matrix:
+    """Codes [N, K] with scale [N]."""
+    if is_hopper(codes.device) and fits_dense(*codes.shape):
+        return pack_matrix(codes, scale)
+    return EightBitMatrix(codes, scale[None].contiguous())
 
 
 def _head_scale(x: Tensor) -> Tensor:

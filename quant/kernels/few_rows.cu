@@ -10,10 +10,11 @@
 #define STAGE_BYTES (MATRIX_BYTES + ROWS * DEPTH)
 #define STRIDE (CHANNELS + 4)  // of a token's sums in shared memory, so that threads meet in no bank
 
-// rows [tokens, K] with row_scale, matrix [width, K] with scale; out [tokens, width]. steps: times DEPTH is K.
+// rows [tokens, K] with row_scale, matrix [width, K] with scale, its rows in order.py's order; out [tokens, width], where
+// `adds` what the sums are added to. steps: times DEPTH is K.
 extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(160) few_rows(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap matrix, u16 *out, const float *row_scale,
-    const float *scale, int tokens, int width, int steps) {
+    const float *scale, int tokens, int width, int steps, int adds) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
@@ -83,7 +84,8 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(160) 
   cluster_sync();
   const int share = ROWS * CHANNELS / 2 / SPLIT;  // pairs of channels of a token that a block writes
   for (int pair = rank * share + threadIdx.x; pair < (rank + 1) * share; pair += 160) {
-    const int token = pair / (CHANNELS / 2), place = 2 * (pair % (CHANNELS / 2)), column = channel + place;
+    const int token = pair / (CHANNELS / 2), place = 2 * (pair % (CHANNELS / 2));
+    const int column = channel + place / 16 * 16 + place % 8 * 2 + place / 8 % 2 * 2;
     if (token >= tokens || column >= width) continue;
     float first = 0.0f, second = 0.0f;
 #pragma unroll
@@ -92,7 +94,10 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(160) 
       first += part.x, second += part.y;
     }
     const float one = row_scale[token];
-    *(u32 *)(out + (u64)token * width + column) = pack_bf16(first * one * scale[column], second * one * scale[column + 1]);
+    u32 *at = (u32 *)(out + (u64)token * width + column);
+    const u32 held = adds ? *at : 0;
+    first = first * one * scale[column] + bf16_low(held), second = second * one * scale[column + 1] + bf16_high(held);
+    *at = pack_bf16(first, second);
   }
   cluster_sync();  // nobody leaves while another still reads its sums
 }

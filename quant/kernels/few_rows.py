@@ -27,24 +27,18 @@ _CHANNELS, _STAGES = 64, 8
 _SPLITS, _BLOCKS = (4, 2, 1), 256  # more blocks than two a multiprocessor get into each other's way
 
 
-def fits_few_rows(rows: int, matrix: Tensor) -> bool:
-    """Whether the kernel multiplies so many rows by this matrix [N, K]."""
-    return rows <= MOST_ROWS and matrix.shape[0] % 2 == 0 and matrix.shape[1] % DEPTH == 0
+def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, onto: Tensor | None = None) -> Tensor:
+    """rows [T, K] in E4M3 times matrix [N, K] in E4M3, in order.py's order, with scale [N]: [T, N] bfloat16.
 
-
-def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, split: int | None = None) -> Tensor:
-    """rows [T, K] in E4M3 times matrix [N, K] in E4M3 with scale [N]: [T, N] bfloat16, summed up in float32.
-
-    The matrix is read before the stream's earlier work is done: that must not be what makes it. split: blocks that
-    share a sum.
+    Sums are in float32; they are added to `onto` [T, N], in place, where that is given. The matrix is read before the
+    stream's earlier work is done: that must not be what makes it.
     """
     values = rows.values
     tokens, k = values.shape
     width, steps = matrix.shape[0], k // DEPTH
     tiles = -(-width // _CHANNELS)
-    if split is None:
-        split = next(split for split in _SPLITS if split == 1 or (tiles * split <= _BLOCKS and split <= steps))
-    out = torch.empty(tokens, width, dtype=torch.bfloat16, device=values.device)
+    split = next(split for split in _SPLITS if split == 1 or (tiles * split <= _BLOCKS and split <= steps))
+    out = torch.empty(tokens, width, dtype=torch.bfloat16, device=values.device) if onto is None else onto
     room = next(room for room in (8, 16, 32, 64) if tokens <= room)
     _kernel(room, split, values.device.index).launch(
         tiles * split,
@@ -52,7 +46,8 @@ def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, split: int | Non
         [
             tensor_map(values, room),
             tensor_map(matrix, _CHANNELS),
-            address(out), address(rows.scale), address(scale), *map(number, (tokens, width, steps)),
+            address(out), address(rows.scale), address(scale),
+            *map(number, (tokens, width, steps, onto is not None)),
         ],
     )  # fmt: skip
     return out

@@ -17,10 +17,14 @@ KEYS = 128
 """Keys of a tile of the attention; storage is padded to a multiple of it."""
 
 DEPTH = 128
-"""The experts' products sum up in steps of this many: widths must be multiples of it."""
+"""Products sum up in steps of this many: widths must be multiples of it."""
+
+UNIT = 16
+"""Rows of a matrix are reordered among so many, unless it is gated."""
 
 COLUMNS = 176
-"""Columns of a tile of the experts' products: every expert's rows are padded to a multiple of it."""
+"""Columns of a tile of the experts' and of gated products: every expert's rows are padded to a multiple of it. 1408 and
+2816 are multiples; the wider, the fewer bytes an operation costs."""
 
 
 def key_order(device: torch.device | str = "cpu") -> Tensor:
@@ -49,12 +53,12 @@ def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return keys[:, :, order].view(key.dtype), values.view(key.dtype)
 
 
-def row_order(*, gated: bool) -> Tensor:
-    """[COLUMNS]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes.
+def row_order(columns: int, *, gated: bool) -> Tensor:
+    """[columns]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes.
 
-    A thread's 22 gated outputs of a row are written as sixteen, four and two that lie side by side.
+    A thread's 22 gated outputs of a row of COLUMNS are written as sixteen, four and two that lie side by side.
     """
-    row = torch.arange(COLUMNS)
+    row = torch.arange(columns)
     j, q, e = row // 8, row % 8 // 2, row % 2
     if not gated:
         return 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
@@ -62,11 +66,11 @@ def row_order(*, gated: bool) -> Tensor:
     return 2 * output + e
 
 
-def in_row_order(codes: Tensor, *, gated: bool) -> Tensor:
+def in_row_order(codes: Tensor, columns: int, *, gated: bool) -> Tensor:
     """Codes [E, N, K] of one byte -> [E, N', K]: each tile's rows as in `row_order`, those behind the N-th zero."""
     experts, n, k = codes.shape
-    stored = -(-n // COLUMNS) * COLUMNS
+    stored = -(-n // columns) * columns
     raw = torch.zeros(experts, stored, k, dtype=torch.uint8, device=codes.device)
     raw[:, :n] = codes.view(torch.uint8)
-    order = (COLUMNS * torch.arange(stored // COLUMNS)[:, None] + row_order(gated=gated)).flatten()
+    order = (columns * torch.arange(stored // columns)[:, None] + row_order(columns, gated=gated)).flatten()
     return raw[:, order.to(codes.device)].view(codes.dtype)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from model.engine.arithmetic import Context, ExpertProduct, GatedProduct, SixteenBit
 from model.engine.norm import Rows
 from quant.crossover import Crossover
-from quant.kernels.eight_bit import EightBit, EightBitMatrix
+from quant.kernels.eight_bit import EightBit, Matrix
 from quant.kernels.rows import round_rows_to_eight
 
 _EIGHT, _SIXTEEN = EightBit(), SixteenBit()
@@ -21,7 +20,7 @@ _EIGHT, _SIXTEEN = EightBit(), SixteenBit()
 class StoredMatrix:
     """One matrix in the formats that its products are served in: E4M3 with scales, 16 bit, or both."""
 
-    eight: EightBitMatrix | None
+    eight: Matrix | None
     sixteen: Tensor | None
 
     @property
@@ -66,15 +65,28 @@ class Stored:
 
     def product(self, rows: Rows, matrix: StoredMatrix) -> Tensor:
         """In the rows' format where the matrix has it; rows in 16 bit are rounded for a matrix in E4M3 alone."""
+        rows, chosen = self._matched(rows, matrix)
+        return _SIXTEEN.product(rows, chosen) if isinstance(chosen, Tensor) else _EIGHT.product(rows, chosen)
+
+    def add_product(self, h: Tensor, rows: Rows, matrix: StoredMatrix) -> None:
+        """As `product` chooses."""
+        rows, chosen = self._matched(rows, matrix)
+        if isinstance(chosen, Tensor):
+            _SIXTEEN.add_product(h, rows, chosen)
+        else:
+            _EIGHT.add_product(h, rows, chosen)
+
+    def _matched(self, rows: Rows, matrix: StoredMatrix) -> tuple[Rows, Matrix | Tensor]:
+        """Rows and matrix in one format."""
         if rows.scale is not None:
             if matrix.eight is not None:
-                return _EIGHT.product(rows, matrix.eight)
+                return rows, matrix.eight
             rows = Rows((rows.values.float() * rows.scale[:, None]).bfloat16())
         if matrix.sixteen is not None and not self.takes_eight(matrix, rows.values.shape[0]):
-            return functional.linear(rows.values, matrix.sixteen)
+            return rows, matrix.sixteen
         if matrix.eight is None:
             raise TypeError("matrix: stored in no format")
-        return _EIGHT.product(round_rows_to_eight(rows.values), matrix.eight)
+        return round_rows_to_eight(rows.values), matrix.eight
 
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """E4M3 with a scale per row, whatever blocks they are stored in; 16 bit unless both stacks are E4M3."""

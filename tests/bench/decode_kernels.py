@@ -22,7 +22,7 @@ from model.engine.arithmetic import SixteenBit
 from model.engine.cross_attention import Tiles, cross_attention
 from model.engine.grouped import GroupedTiles, grouped_product
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import Choice, ExpertTiles, add_choose, norm_dispatch
+from model.engine.routing import Choice, ExpertTiles, choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from quant.kernels.eight_bit import EightBit
@@ -61,16 +61,15 @@ def ceilings() -> Iterator[Case]:
             yield f"fp8 {SUSTAINED} linear {rows}x{wide}x{out}", work, "TFLOP", call
 
 
-def choice(h: Tensor, add: Tensor, router: Tensor) -> Choice:
+def choice(h: Tensor, router: Tensor) -> Choice:
     """The experts of each row."""
-    ones, bias = torch.ones(D, device="cuda", dtype=torch.bfloat16), torch.zeros(CONFIG.n_experts, device="cuda")
-    return add_choose(h, add, ones, 1e-6, router, bias, CONFIG.experts_per_token, 1)
+    return choose(h, 1e-6, router, torch.zeros(CONFIG.n_experts, device="cuda"), CONFIG.experts_per_token, 1)
 
 
 def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Mixed, float]:
     """Rows of one level sorted by expert, their tiles, outputs to mix, how many."""
     h, ones = randn(batch * WIDTH, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
-    who = choice(h, torch.zeros_like(h), randn(CONFIG.n_experts, D, std=D**-0.5))
+    who = choice(h, randn(CONFIG.n_experts, D, std=D**-0.5))
     placed, way = norm_dispatch(h, ones, 1e-6, who, eight=eight)
     return placed, way.tiles, Mixed(randn(way.tiles.rows, D), way.position, way.share), batch * WIDTH * 4.0
 
@@ -138,16 +137,16 @@ def attention(batch: int, sweep: bool) -> Iterator[Case]:
 def rows(batch: int) -> Iterator[Case]:
     """What is bound by memory."""
     tokens = batch * WIDTH
-    h, add, ones = randn(tokens, D), randn(tokens, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
+    h, ones = randn(tokens, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
     first, qkv = randn(batch, 3 * D), randn(tokens, 3 * D)
     parent = torch.randint(0, WIDTH, (tokens,), device="cuda")
     one = tokens * D / 1e9
     router = randn(CONFIG.n_experts, D, std=D**-0.5)
-    who = choice(h, add, router)
-    yield "add, choose experts", one * 6, "GB", lambda: choice(h, add, router)
+    who = choice(h, router)
+    yield "choose experts", one * 2, "GB", lambda: choice(h, router)
     for eight in (False, True):
         name, wide = ("fp8", 1) if eight else ("bf16", 2)
-        yield f"{name} add, norm", one * (6 + wide), "GB", lambda e=eight: add_norm(h, add, ones, 1e-6, eight=e)
+        yield f"{name} norm", one * (2 + wide), "GB", lambda e=eight: add_norm(h, None, ones, 1e-6, eight=e)
         mixed = routed(batch, eight)[2]
         yield f"{name} mix, norm", one * (12 + wide), "GB", lambda e=eight, m=mixed: add_norm(h, m, ones, 1e-6, eight=e)
         yield (

@@ -69,6 +69,13 @@ def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     return Work(title, 2.0 * tokens * wide * width, read, is_eight(matrix))
 
 
+def added(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """A dense product that is added to h, which is read and written."""
+    h = given["h"]
+    work = product(config, given, h)
+    return Work(work.name + " added", work.flop, work.byte + moved(h), work.eight)
+
+
 def cross(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Scores and mixing over keys that a request's beams share; one beam reads keys that are values once."""
     q, context = given["q"], given["self"]
@@ -89,16 +96,14 @@ def own(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 
 def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Reads h and what is to be added, writes h and the normalised rows."""
-    h, add = given["h"], given["add"]
+    h, mixed = given["h"], given["mixed"]
     rows, d = h.shape
     one = float(rows * d)
-    byte = one * h.element_size() * (1 if add is None else 2)
-    if isinstance(add, Tensor):
-        byte += moved(add)
-    elif add is not None:  # experts' outputs: each row of h gathers its own
-        byte += one * add.position.shape[1] * add.rows.element_size() + moved(add.position, add.share)
+    byte = one * h.element_size() * (1 if mixed is None else 2)
+    if mixed is not None:  # experts' outputs: each row of h gathers its own
+        byte += one * mixed.position.shape[1] * mixed.rows.element_size() + moved(mixed.position, mixed.share)
     byte += one * out.values.element_size()
-    return Work("add and norm" if add is None or isinstance(add, Tensor) else "mix experts and norm", 0.0, byte, False)
+    return Work("norm" if mixed is None else "mix experts and norm", 0.0, byte, False)
 
 
 def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -122,10 +127,10 @@ def gated_all(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 
 
 def chosen(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads h and what is to be added, writes h and who was chosen; the router's product is in 16 bit."""
+    """Reads h, writes who was chosen; the router's product is in 16 bit."""
     h, router = given["h"], given["router"]
-    byte = moved(h) + moved(h, given["add"], router, out)
-    return Work("add and choose experts", 2.0 * h.shape[0] * router.numel(), byte, False)
+    byte = moved(h, router, out)
+    return Work("choose experts", 2.0 * h.shape[0] * router.numel(), byte, False)
 
 
 def dispatched(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -150,7 +155,7 @@ def gate(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 CALLS: dict[str, Count] = {
     "self_attention": own,
     "add_norm": norm,
-    "add_choose": chosen,
+    "choose": chosen,
     "norm_dispatch": dispatched,
     "select_beams": selected,
     "swiglu": gate,

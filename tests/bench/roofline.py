@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from kernel_work import CALLS, METHODS, Work, is_eight, methods, missing, moved, product
+from kernel_work import CALLS, METHODS, Work, added, is_eight, methods, missing, moved, product
 
 ROUNDS = 5
 WAIT_CYCLES = 400_000_000
@@ -246,13 +246,14 @@ class Recorder:
         arithmetic = decoder.arithmetic
 
         class Watched:
-            """The arithmetic with its product watched."""
+            """The arithmetic with its products watched."""
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(arithmetic, name)
 
         watched = Watched()
         watched.product = self.around(product, arithmetic.product)  # type: ignore[attr-defined]
+        watched.add_product = self.around(added, arithmetic.add_product)  # type: ignore[attr-defined]
         try:
             for name, count in CALLS.items():
                 if name in kept:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from kernel_work import (
+    added,
     chosen,
     cross,
     dispatched,
@@ -53,6 +54,13 @@ def test_a_dense_product() -> None:
     assert product(CONFIG, {"rows": half(3, 256), "matrix": half(1024, 256)}, half(3, 1024)).name == "head"
 
 
+def test_a_product_that_is_added_reads_what_it_is_added_to() -> None:
+    given = {"h": half(20, 768), "rows": Rows(half(20, 256)), "matrix": half(768, 256)}
+    work = added(CONFIG, given, None)
+    assert (work.name, work.flop) == ("linear 256→768 added", 2 * 20 * 256 * 768)
+    assert work.byte == 2 * (20 * 256 + 768 * 256 + 2 * 20 * 768)
+
+
 def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
     key = half(2, 4, 100, 64)
     context = SimpleNamespace(key=key)
@@ -77,10 +85,9 @@ def test_self_attention_reads_two_thirds_of_the_past() -> None:
 
 def test_norm_reads_and_writes_the_residual() -> None:
     h, one = half(10, 256), 10 * 256 * 2
-    assert norm(CONFIG, {"h": h, "add": None}, Rows(half(10, 256))).byte == 2 * one
-    assert norm(CONFIG, {"h": h, "add": half(10, 256)}, Rows(half(10, 256))).byte == 4 * one
+    assert norm(CONFIG, {"h": h, "mixed": None}, Rows(half(10, 256))).byte == 2 * one
     mixed = SimpleNamespace(rows=half(99, 256), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
-    work = norm(CONFIG, {"h": h, "add": mixed}, Rows(half(10, 256)))
+    work = norm(CONFIG, {"h": h, "mixed": mixed}, Rows(half(10, 256)))
     assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + one)
 
 
@@ -110,9 +117,9 @@ def test_what_is_bound_by_memory() -> None:
 def test_the_way_to_the_experts() -> None:
     h, one, who = half(10, 256), 10 * 256 * 2, torch.zeros(10, 3, dtype=torch.int32)
     out = (who, torch.zeros(10, 4))
-    work = chosen(CONFIG, {"h": h, "add": half(10, 256), "router": half(53, 256)}, out)
-    assert (work.name, work.flop, work.eight) == ("add and choose experts", 2 * 10 * 53 * 256, False)
-    assert work.byte == 3 * one + 53 * 512 + 120 + 160
+    work = chosen(CONFIG, {"h": h, "router": half(53, 256)}, out)
+    assert (work.name, work.flop, work.eight) == ("choose experts", 2 * 10 * 53 * 256, False)
+    assert work.byte == one + 53 * 512 + 120 + 160
     way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), tiles=torch.zeros(7))
     given = {"h": h, "choice": SimpleNamespace(chosen=who)}
     work = dispatched(CONFIG, given, (Rows(half(640, 256)), way))

@@ -14,7 +14,7 @@ from model.context import ContextKV
 from model.engine.arithmetic import SixteenBit
 from model.engine.decode import Decoder
 from model.engine.norm import add_norm
-from model.engine.routing import add_choose, norm_dispatch
+from model.engine.routing import choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.weights import weights_of
 from model.onerec import OneRecV2
@@ -53,13 +53,12 @@ def test_selection_is_exact_and_prefers_the_lowest_index(batch: int, beams: int,
 def test_every_row_comes_to_its_experts_tiles(
     tokens: int, d: int, experts: int, top_k: int, shared: int, eight: bool
 ) -> None:
-    h, add = (torch.randn(tokens, d, device="cuda").bfloat16() for _ in range(2))
+    h = torch.randn(tokens, d, device="cuda").bfloat16()
     gamma, router = (torch.randn(n, d, device="cuda").mul(d**-0.5).bfloat16() for n in (1, experts))
-    gamma, bias, before = 1 + gamma[0], torch.randn(experts, device="cuda") * 0.1, h.clone()
-    expected = add_norm(before, add, gamma, 1e-6, eight=eight)
-    choice = add_choose(h, add, gamma, 1e-6, router, bias, top_k, shared)
+    gamma, bias = 1 + gamma[0], torch.randn(experts, device="cuda") * 0.1
+    expected = add_norm(h, None, gamma, 1e-6, eight=eight)
+    choice = choose(h, 1e-6, router * gamma, bias, top_k, shared)
     placed, way = norm_dispatch(h, gamma, 1e-6, choice, eight=eight)
-    assert torch.equal(h, before)
     tile = (way.position // 128).long()
     slots = way.tiles.expert[tile].long()
     assert torch.equal(slots[:, :shared], torch.arange(shared, device="cuda").expand(tokens, -1))
@@ -86,9 +85,9 @@ def test_every_row_comes_to_its_experts_tiles(
 
 
 def test_of_equal_experts_the_first_are_chosen() -> None:
-    h, gamma = torch.randn(70, 256, device="cuda").bfloat16(), torch.ones(256, device="cuda").bfloat16()
+    h = torch.randn(70, 256, device="cuda").bfloat16()
     router = torch.randn(1, 256, device="cuda").bfloat16().expand(53, -1).contiguous()
-    choice = add_choose(h, torch.zeros_like(h), gamma, 1e-6, router, torch.zeros(53, device="cuda"), 3, 1)
+    choice = choose(h, 1e-6, router, torch.zeros(53, device="cuda"), 3, 1)
     chosen = choice.chosen % choice.begin.shape[0]
     assert torch.equal(chosen, torch.arange(3, device="cuda", dtype=torch.int32).expand(70, -1))
 

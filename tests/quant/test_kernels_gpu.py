@@ -10,9 +10,10 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import Route, add_choose, norm_dispatch, padded
+from model.engine.routing import Route, choose, norm_dispatch
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
+from quant.kernels.dense import PackedMatrix, fits_dense
 from quant.kernels.eight_bit import EightBit, _balanced
 from quant.primitives import dequantise, quantise, row_scale, sqnr_db
 
@@ -35,25 +36,42 @@ def wide(rows: Rows, count: int) -> Tensor:
 def dispatched(h: Tensor, gamma: Tensor, experts: int, top_k: int) -> tuple[Rows, Route]:
     """Rows at the places of one shared expert, the tokens in order, and of those that a random router chooses."""
     router, bias = randn(experts, h.shape[1], seed=3, std=h.shape[1] ** -0.5), torch.zeros(experts, device="cuda")
-    choice = add_choose(h, torch.zeros_like(h), gamma, 1e-6, router, bias, top_k, 1)
+    choice = choose(h, 1e-6, router * gamma, bias, top_k, 1)
     return norm_dispatch(h, gamma, 1e-6, choice, eight=True)
 
 
 @pytest.mark.parametrize("d", [256, 1408, 3584])
 def test_norm_rounds_the_sum_to_8_bit(d: int) -> None:
-    h, add, gamma = randn(77, d, seed=1), randn(77, d, seed=2), randn(d, seed=3)
-    expected = functional.rms_norm((h.double() + add.double()).bfloat16().double(), (d,), gamma.double(), 1e-6)
-    assert sqnr_db(expected, wide(add_norm(h.clone(), add, gamma, 1e-6, eight=True), 77)) > 30.0
-    assert sqnr_db(expected, add_norm(h, add, gamma, 1e-6).values) > 45.0
+    h, experts, gamma = randn(77, d, seed=1), randn(90, d, seed=2), randn(d, seed=3)
+    position = torch.randint(0, 90, (77, 3), device="cuda", dtype=torch.int32)
+    share = torch.rand(77, 3, device="cuda")
+    summed = h.double() + (experts[position.long()].double() * share[..., None].double()).sum(1)
+    expected = functional.rms_norm(summed.bfloat16().double(), (d,), gamma.double(), 1e-6)
+    mixed = Mixed(experts, position, share)
+    assert sqnr_db(expected, wide(add_norm(h.clone(), mixed, gamma, 1e-6, eight=True), 77)) > 30.0
+    assert sqnr_db(expected, add_norm(h, mixed, gamma, 1e-6).values) > 45.0
 
 
-@pytest.mark.parametrize(("rows", "k", "n"), [(28, 1408, 1408), (512, 1408, 4224), (14336, 1408, 1408)])
+@pytest.mark.parametrize(
+    ("rows", "k", "n"),
+    [
+        (1, 3584, 3584), (4, 14720, 3584), (28, 1408, 1408), (28, 1408, 4224), (64, 1792, 13568), (5, 128, 16),
+        (65, 256, 48), (100, 1408, 1408), (512, 1792, 1792), (512, 1408, 4224), (2048, 3584, 10752), (2048, 3584, 3584),
+        (14336, 1408, 1408), (300, 160, 48),
+    ],
+)  # fmt: skip
 def test_row_wise_product(rows: int, k: int, n: int) -> None:
     ones = torch.ones(k, device="cuda", dtype=torch.bfloat16)
     x, weight = add_norm(randn(rows, k, seed=1), None, ones, 1e-6, eight=True), randn(n, k, seed=2, std=k**-0.5)
     stored = EIGHT.matrix(weight)
-    exact = wide(x, rows) @ (stored.weight.double() * stored.scale.double().t()).t()
+    assert isinstance(stored, PackedMatrix) is fits_dense(n, k)
+    scale = row_scale(weight.float())
+    exact = wide(x, rows) @ dequantise(quantise(weight.float(), scale), scale).double().t()
     assert sqnr_db(exact, EIGHT.product(x, stored)) > 40.0
+    h = randn(rows, n, seed=3)
+    expected = h.double() + exact
+    EIGHT.add_product(h, x, stored)
+    assert sqnr_db(expected, h) > 40.0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def test_a_dense_feed_forward_agrees_with_float64(rows: int, d: int, inner: int)
     fused = EIGHT.gated(up, down)
     assert fused is not None
     first, second = fused
-    x = add_norm(h, None, ones, 1e-6, eight=True, room=padded(rows))
+    x = add_norm(h, None, ones, 1e-6, eight=True, squares=True)
     gate, linear = (wide(x, rows) @ up.double().t()).chunk(2, dim=1)
     exact = (functional.silu(gate) * linear) @ down.double().t()
     assert sqnr_db(exact, EIGHT.product(first.of_all(x), second)) > 22.0

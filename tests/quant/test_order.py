@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant.kernels.order import COLUMNS, HEAD_DIM, KEYS, feature_order, in_row_order, key_order, packed, row_order
+from quant.kernels.order import (
+    COLUMNS,
+    HEAD_DIM,
+    KEYS,
+    UNIT,
+    feature_order,
+    in_row_order,
+    key_order,
+    packed,
+    row_order,
+)
 
 
 def columns_of(thread: int, columns: int) -> list[int]:
@@ -33,7 +43,7 @@ def test_a_threads_mixed_features_lie_sixteen_side_by_side(thread: int) -> None:
 
 @pytest.mark.parametrize("thread", range(4))
 def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: int) -> None:
-    order = row_order(gated=True).tolist()
+    order = row_order(COLUMNS, gated=True).tolist()
     held = [order[column] for column in columns_of(thread, COLUMNS)]
     pieces = [*range(16 * thread, 16 * thread + 16), *range(64 + 4 * thread, 68 + 4 * thread)]
     pieces += range(80 + 2 * thread, 82 + 2 * thread)
@@ -42,12 +52,14 @@ def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: i
 
 @pytest.mark.parametrize("thread", range(4))
 def test_a_threads_plain_outputs_lie_four_side_by_side(thread: int) -> None:
-    order = row_order(gated=False).tolist()
+    order = row_order(COLUMNS, gated=False).tolist()
     held = [order[column] for column in columns_of(thread, COLUMNS)]
     assert held == [16 * g + 4 * thread + i for g in range(COLUMNS // 16) for i in range(4)]
 
 
-@pytest.mark.parametrize("order", [key_order(), feature_order(), row_order(gated=True), row_order(gated=False)])
+@pytest.mark.parametrize(
+    "order", [key_order(), feature_order(), row_order(COLUMNS, gated=True), row_order(COLUMNS, gated=False)]
+)
 def test_every_place_is_taken_once(order: torch.Tensor) -> None:
     assert torch.equal(order.sort().values, torch.arange(order.shape[0]))
 
@@ -70,11 +82,17 @@ def test_packing_moves_every_code_to_its_place_and_pads_with_zeros(length: int) 
     assert not bool(values[..., length:].any())
 
 
+def test_without_gates_the_order_of_any_tile_is_that_of_sixteen() -> None:
+    codes = torch.randint(1, 127, (1, 3 * COLUMNS, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
+    stored = in_row_order(codes, COLUMNS, gated=False).view(torch.uint8)
+    assert torch.equal(stored, in_row_order(codes, UNIT, gated=False).view(torch.uint8))
+
+
 def test_experts_rows_behind_the_last_are_zero() -> None:
     codes = torch.randint(1, 127, (2, 200, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
-    stored = in_row_order(codes, gated=False).view(torch.uint8)
+    stored = in_row_order(codes, COLUMNS, gated=False).view(torch.uint8)
     assert stored.shape == (2, 2 * COLUMNS, 128)
-    order = row_order(gated=False).tolist()
+    order = row_order(COLUMNS, gated=False).tolist()
     for row in range(2 * COLUMNS):
         source = row // COLUMNS * COLUMNS + order[row % COLUMNS]
         expected = codes.view(torch.uint8)[:, source] if source < 200 else torch.zeros(2, 128, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-// Products of rows sorted by expert with each expert's matrix, or of all rows with one, in E4M3; see experts.py for the
+// Products of rows sorted by expert with each expert's matrix, or of all rows with one, in E4M3; see order.py for the
 // layouts.
 // Two blocks form a cluster: they multiply the two row tiles of a pair with the same columns, and where both tiles
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
@@ -6,7 +6,6 @@
 // as many an expert's last is, only the upper half is multiplied and written.
 
 #define ROWS 128
-#define COLUMNS 176  // 1408 and 2816 are multiples; the wider, the fewer bytes an operation costs
 #define DEPTH 128
 #define ROWS_HALF (ROWS / 2 * DEPTH)
 #define COLUMNS_HALF (COLUMNS / 2 * DEPTH)
@@ -82,8 +81,9 @@ __device__ __forceinline__ u32 gated(const float *pairs, const u16 *factor, u32 
   return pack_e4m3(y[0], y[1], y[2], y[3]);
 }
 
-// width: columns written. scale [E, width], for a gated product gate_scale [E, width] besides. stored: rows that each
-// expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over.
+// tokens: rows that there are. width: columns written; with ADDS they are added to what `out` holds. scale [E, width], for
+// a gated product gate_scale [E, width] besides. stored: rows that each expert's matrix has, a multiple of COLUMNS.
+// steps: times DEPTH is what is summed over.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out, float *out_scale,
     const float *row_scale, const float *row_square, const float *scale, const float *gate_scale,
@@ -175,9 +175,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = first + 64 * (i / 2) + 8 * (i % 2);
-        one[i] = t.real ? row_scale[row] : 0.0f;
+        one[i] = t.real && row < tokens ? row_scale[row] : 0.0f;
 #if GATED
-        square[i] = t.real ? row_square[row] : 1.0f;
+        square[i] = t.real && row < tokens ? row_square[row] : 1.0f;
 #endif
       }
       products_wait<0>();
@@ -185,7 +185,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       stage += skip, phase ^= turns & 1;
       if (stage >= STAGES) stage -= STAGES, phase ^= 1;
       meet(1 + group, 128);
-      factor[thread] = pack_bf16(fetched[0], 0.0f);
+      if (thread < COLUMNS) factor[thread] = pack_bf16(fetched[0], 0.0f);
       if (thread < COLUMNS - 128) factor[128 + thread] = pack_bf16(fetched[1], 0.0f);
       meet(1 + group, 128);
       if (!t.real) continue;
@@ -197,6 +197,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       for (int i = 0; i < 4; ++i) {
         if (i == 2 && t.half) break;
         const int row = first + 64 * (i / 2) + 8 * (i % 2);
+        if (row >= tokens) break;
         const float bound = square[i] * (1.0f / 448.0f), ratio = __fdividef(one[i], bound);
         const u32 half = pack_bf16(0.5f * one[i], 0.5f * one[i]), to_codes = pack_bf16(ratio, ratio);
         if (t.column == 0 && q == 0) out_scale[row] = bound;
@@ -220,15 +221,23 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       u16 *to = (u16 *)out + (u64)first * width + column;
 #pragma unroll
       for (int i = 0; i < 4; ++i, to += (i == 2 ? 56 : 8) * (u64)width) {
-        if (i == 2 && t.half) break;
+        if (first + 64 * (i / 2) + 8 * (i % 2) >= tokens) break;
         const u32 row = pack_bf16(one[i], one[i]);
+        uint2 held[COLUMNS / 16];
+#if ADDS
+#pragma unroll
+        for (int g = 0; g < COLUMNS / 16; ++g) {
+          if (column + 16 * g < width) held[g] = *(const uint2 *)(to + 16 * g);
+        }
+#endif
 #pragma unroll
         for (int g = 0; g < COLUMNS / 16; ++g) {
           const uint2 s = *(const uint2 *)(factor + 16 * g + 4 * q);
           const float *four = acc[i / 2] + 8 * g + 2 * (i % 2);
-          const uint2 words = make_uint2(
+          uint2 words = make_uint2(
               bf16_mul(bf16_mul(pack_bf16(four[0], four[1]), s.x), row),
               bf16_mul(bf16_mul(pack_bf16(four[4], four[5]), s.y), row));
+          if (ADDS) words = make_uint2(bf16_add(words.x, held[g].x), bf16_add(words.y, held[g].y));
           if (column + 16 * g < width) *(uint2 *)(to + 16 * g) = words;
         }
       }
