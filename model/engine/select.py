@@ -27,8 +27,8 @@ from model.engine.overlap import OVERLAPPED, in_turn
 GROUP = 128
 """Codes of a group, or all of a smaller codebook."""
 
-_CHUNK = 4096  # keys that a program looks at in one go
-_WARPS = 16
+_CHUNK = 2048  # keys that a program looks at in one go
+_WARPS = 8
 _PER = 32  # candidates that a program ranks
 
 

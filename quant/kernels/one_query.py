@@ -1,7 +1,8 @@
 """Attention of one query of each request over its context in E4M3: the first level, before there are beams.
 
-Nothing is multiplied often enough for tensor cores: what counts is that every key is read once. A program has one head
-of one request; each of its places sums up the keys that come by, and only at the end do the places come together.
+Nothing is multiplied often enough for tensor cores: what counts is that every key is read once. A program has a part of
+the keys of one head of one request; each of its places sums up the keys that come by. Only at the end do the places
+come together, and then the parts.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -21,7 +22,9 @@ from model.engine.overlap import OVERLAPPED, in_turn
 from quant.kernels.order import HEAD_DIM
 from quant.primitives import E4M3
 
-_PLACES, _STAGES = 128, 3  # the fastest of those tried, as the warps of a launch
+_PLACES, _STAGES, _WARPS = 128, 3, 4  # the fastest of those tried
+_LEAST_PARTS = 2  # of a head's keys, or more until every multiprocessor has one
+_KEPT = 2  # numbers that a part of a head leaves besides what it has mixed
 
 
 def one_query_attention(
@@ -40,26 +43,36 @@ def one_query_attention(
     batch, d = q.shape
     groups, room = key.shape[1], key.shape[2]
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    parts = min(room // _PLACES, max(_LEAST_PARTS, -(-processors // (heads * batch))))
     out = torch.empty(batch, d, dtype=E4M3, device=q.device)
     scale = torch.empty(batch, dtype=torch.float32, device=q.device)
-    _one_query[(heads, batch)](
-        q, key, value, lengths, *scales, out, scale, room, d, HEAD_DIM**-0.5 * math.log2(math.e),
-        HEADS=heads, GROUPS=groups, WIDTH=HEAD_DIM, BLOCK=_PLACES, STAGES=_STAGES,
-        num_warps=4 if heads * batch > processors else 8, **OVERLAPPED,
+    kept = torch.empty(batch, heads, parts, HEAD_DIM + _KEPT, dtype=torch.float32, device=q.device)
+    key_scale, value_scale, out_scale = scales
+    _mix[(heads, batch, parts)](
+        q, key, value, lengths, key_scale, kept, room, d, HEAD_DIM**-0.5 * math.log2(math.e),
+        HEADS=heads, GROUPS=groups, WIDTH=HEAD_DIM, KEPT=_KEPT, BLOCK=_PLACES, STAGES=_STAGES, num_warps=_WARPS,
+        **OVERLAPPED,
+    )  # fmt: skip
+    _join[(heads, batch)](
+        kept, value_scale, out_scale, out, scale, parts, d,
+        HEADS=heads, GROUPS=groups, WIDTH=HEAD_DIM, KEPT=_KEPT, PARTS=triton.next_power_of_2(parts), num_warps=1,
+        **OVERLAPPED,
     )  # fmt: skip
     return Rows(out, scale)
 
 
 @triton.jit
-def _one_query(
-    q, key, value, lengths, key_scale, value_scale, out_scale, out, scale, room, d, sharpness,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+def _mix(
+    q, key, value, lengths, key_scale, kept, room, d, sharpness,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Sums over a part of the keys, relative to the part's largest score, which is kept with them."""
     in_turn()
-    head, request = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, request, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     group = request * GROUPS + head // (HEADS // GROUPS)
     length = tl.load(lengths + request)
+    share = tl.cdiv(tl.cdiv(length, BLOCK), tl.num_programs(2)) * BLOCK
     feature, place = tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     x = tl.load(q + request * d + head * WIDTH + feature).to(tl.float32)
     x = x * (sharpness * tl.load(key_scale + group))
@@ -71,7 +84,7 @@ def _one_query(
     top = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
-    for begin in tl.range(0, length, BLOCK, num_stages=STAGES):
+    for begin in tl.range(part * share, tl.minimum(length, (part + 1) * share), BLOCK, num_stages=STAGES):
         k = tl.load(keys + begin.to(tl.int64) * WIDTH).to(tl.float32)
         s = tl.sum(k * x[None, :], 1)
         real = begin + number < length
@@ -86,8 +99,31 @@ def _one_query(
         total = total * shrink + weight
         mixed = mixed * shrink[:, None] + weight[:, None] * v
         top = now
-    share = tl.exp2(top - tl.max(top, 0))
-    y = tl.sum(mixed * share[:, None], 0) / tl.sum(total * share, 0)
+    most = tl.max(top, 0)
+    weight = tl.exp2(top - most)
+    to = kept + ((request * HEADS + head) * tl.num_programs(2) + part) * (WIDTH + KEPT)
+    tl.store(to + feature, tl.sum(mixed * weight[:, None], 0))
+    tl.store(to + WIDTH, tl.sum(total * weight, 0))
+    tl.store(to + WIDTH + 1, most)
+
+
+@triton.jit
+def _join(
+    kept, value_scale, out_scale, out, scale, parts, d,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The parts of a head, brought to the largest score of all."""
+    in_turn()
+    head, request = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    group = request * GROUPS + head // (HEADS // GROUPS)
+    feature, part = tl.arange(0, WIDTH), tl.arange(0, PARTS)
+    there = part < parts
+    of = kept + ((request * HEADS + head) * parts + part) * (WIDTH + KEPT)
+    top = tl.load(of + WIDTH + 1, there, -1e30)
+    weight = tl.exp2(top - tl.max(top, 0))
+    total = tl.sum(tl.load(of + WIDTH, there, 0.0) * weight, 0)
+    mixed = tl.load(of[:, None] + feature[None, :], there[:, None], 0.0)
+    y = tl.sum(mixed * weight[:, None], 0) / total
     one = tl.load(out_scale + request)
     y = tl.clamp(y * (tl.load(value_scale + group) / one), -448.0, 448.0)
     tl.store(out + request * d + head * WIDTH + feature, y.to(out.dtype.element_ty))

@@ -9,8 +9,8 @@ MOST_COLUMNS = 192
 """Also, where nothing is added to the product: registers do not suffice for both."""
 
 _BESIDES = 48
-"""A tile costs as much more than its columns. So the cheapest of nine products, those of the mixture, the 8B and the 1B,
-are the fastest of the tiles tried on an H200."""
+"""A tile costs as much more than its columns. So the cheapest tiles of nine products (the mixture, the 8B and the 1B)
+are the fastest of those tried on an H200."""
 
 
 def tile_columns(row_tiles: int, outer: int, processors: int, *, adds: bool) -> int:
