@@ -20,6 +20,13 @@ __device__ __forceinline__ void store_shared(u32 address, u32 word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
+// Four 16-bit numbers from global memory, not later than here.
+__device__ __forceinline__ uint2 load_pair(const u16 *from) {
+  uint2 x;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+  return x;
+}
+
 // ---- barriers -------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {

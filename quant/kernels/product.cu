@@ -155,6 +155,15 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;
+#if ADDS
+      // A row of what is added to comes while the one before it is written, the first of all behind the products.
+      const u16 *from = (const u16 *)out + (u64)first * width + t.column * COLUMNS + 4 * q;
+      uint2 held[COLUMNS / 16];
+#pragma unroll
+      for (int g = 0; g < COLUMNS / 16; ++g) {
+        if (first < tokens && t.column * COLUMNS + 4 * q + 16 * g < width) held[g] = load_pair(from + 16 * g);
+      }
+#endif
       if (t.half) {
         multiply<1>(acc, described, full, empty, steps, stage, phase, before, lane);
       } else {
@@ -223,12 +232,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       for (int i = 0; i < 4; ++i, to += (i == 2 ? 56 : 8) * (u64)width) {
         if (first + 64 * (i / 2) + 8 * (i % 2) >= tokens) break;
         const u32 row = pack_bf16(one[i], one[i]);
-        uint2 held[COLUMNS / 16];
 #if ADDS
-#pragma unroll
-        for (int g = 0; g < COLUMNS / 16; ++g) {
-          if (column + 16 * g < width) held[g] = *(const uint2 *)(to + 16 * g);
-        }
+        from += (i == 1 ? 56 : 8) * (u64)width;
+        const bool more = i < 3 && !(i == 1 && t.half) && first + 64 * ((i + 1) / 2) + 8 * ((i + 1) % 2) < tokens;
 #endif
 #pragma unroll
         for (int g = 0; g < COLUMNS / 16; ++g) {
@@ -237,8 +243,12 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
           uint2 words = make_uint2(
               bf16_mul(bf16_mul(pack_bf16(four[0], four[1]), s.x), row),
               bf16_mul(bf16_mul(pack_bf16(four[4], four[5]), s.y), row));
-          if (ADDS) words = make_uint2(bf16_add(words.x, held[g].x), bf16_add(words.y, held[g].y));
-          if (column + 16 * g < width) *(uint2 *)(to + 16 * g) = words;
+          if (column + 16 * g >= width) break;
+#if ADDS
+          words = make_uint2(bf16_add(words.x, held[g].x), bf16_add(words.y, held[g].y));
+          if (more) held[g] = load_pair(from + 16 * g);
+#endif
+          *(uint2 *)(to + 16 * g) = words;
         }
       }
 #endif
