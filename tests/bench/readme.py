@@ -69,6 +69,7 @@ def roofline(kept: dict[str, Any], arm: str) -> str:
         rows.append(cells(label, "", *(sum(row[key] for row in some) for key in ("floor_s", "spent_s"))))
     whole = kept["numbers"][f"{arm}_graph_ms"]
     rows.append(["the decode as one CUDA graph", "", "", f"{whole:.2f}", ""])
+    rows.append(["the same without pauses", "", "", f"{kept['numbers'][f'{arm}_sustained_ms']:.2f}", ""])
     return table(
         ["FP8" if arm == "fp8" else "BF16", "bound by", "floor, ms", "measured, ms", "share of the roof"], rows
     )

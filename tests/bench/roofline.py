@@ -6,9 +6,10 @@ Ceilings (copy bandwidth, the best dense product in BF16 and in FP8) are measure
 operations and bytes follow from its arguments' shapes (kernel_work.py); its floor is the larger of operations at the
 ceiling of its format and bytes at the ceiling of copying. Its time is that between two events on the device, the
 launches queued behind a kernel that only waits, so that no time of the host is in it. "other" is what no known call
-accounts for. The sum of the rows is compared with the decode replayed as one CUDA graph. Needs PyTorch with CUDA and
-Triton; matplotlib for the plot. --out FILE.json also writes FILE.md and FILE.png. The last line is one JSON object of
-flat numbers.
+accounts for. The sum of the rows is compared with the decode replayed as one CUDA graph after the same pause; without
+pauses, as decode.py measures, a card at its power limit lowers its clock: that is shown beside it. Needs PyTorch with
+CUDA and Triton; matplotlib for the plot. --out FILE.json also writes FILE.md and FILE.png. The last line is one JSON
+object of flat numbers.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def rows_of(calls: Sequence[tuple[Work, float]], whole_s: float, ceilings: Ceili
     return [*rows, Row("other", 0, 0.0, 0.0, 0.0, left, False, "–")]
 
 
-def table(rows: Sequence[Row], graph_s: float) -> str:
-    """Markdown: every row, their sum, and the decode as one graph."""
+def table(rows: Sequence[Row], graph_s: float, sustained_s: float) -> str:
+    """Markdown: every row, their sum, and the decode as one graph after a pause and without pauses."""
     lines = [
         "| call | format | calls | TFLOP | GB | bound by | floor ms | measured ms | gap ms | share of the roof |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -105,6 +106,7 @@ def table(rows: Sequence[Row], graph_s: float) -> str:
         )
     off = total(rows).spent_s / graph_s - 1
     lines += ["", f"The same decode as one CUDA graph: {1e3 * graph_s:.2f} ms; the sum is {off:+.1%} off."]
+    lines += ["", f"Without pauses, at the clock that the card's power allows then: {1e3 * sustained_s:.2f} ms."]
     return "\n".join(lines)
 
 
@@ -115,12 +117,13 @@ def total(rows: Sequence[Row]) -> Row:
     return Row("sum", calls, flop, byte, floor, spent, any(row.eight for row in rows), "–")
 
 
-def numbers(arm: str, rows: Sequence[Row], graph_s: float, ceilings: Ceilings) -> dict[str, float]:
+def numbers(arm: str, rows: Sequence[Row], graph_s: float, sustained_s: float, ceilings: Ceilings) -> dict[str, float]:
     """Flat figures of one arm."""
     whole = total(rows)
     peak = ceilings.fp8_flop if whole.eight else ceilings.bf16_flop
     return {
         f"{arm}_graph_ms": 1e3 * graph_s,
+        f"{arm}_sustained_ms": 1e3 * sustained_s,
         f"{arm}_sum_ms": 1e3 * whole.spent_s,
         f"{arm}_sum_over_graph": whole.spent_s / graph_s,
         f"{arm}_floor_ms": 1e3 * whole.floor_s,
@@ -293,6 +296,23 @@ def measured(decoder: Any, run: Callable[[], object], ceilings: Ceilings) -> lis
     return rows_of(list(zip(works, spent, strict=True)), statistics.median(wholes[1:]), ceilings)
 
 
+def after_pauses(run: Callable[[], object]) -> float:
+    """Seconds of a call that waits as those of `measured` do: the median over as many rounds."""
+    import torch
+
+    times = []
+    for _ in range(ROUNDS + 1):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(WAIT_CYCLES)
+        began.record()
+        run()
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(began.elapsed_time(ended) / 1e3)
+    return statistics.median(times[1:])
+
+
 def found_ceilings() -> Ceilings:
     """The best of `decode_kernels.py`'s simplest calls."""
     from decode_kernels import ceilings
@@ -344,10 +364,10 @@ def main() -> None:
             run()
             arms[arm] = measured(decoder, run, ceilings)
             graph = captured(run)
-            graph_s = statistics.median(times_ms(graph, 20)) / 1e3
-            text.append(f"## {arm}\n\n{table(arms[arm], graph_s)}\n")
+            graph_s, sustained_s = after_pauses(graph), statistics.median(times_ms(graph, 20)) / 1e3
+            text.append(f"## {arm}\n\n{table(arms[arm], graph_s, sustained_s)}\n")
             print(text[-1], flush=True)
-            flat |= numbers(arm, arms[arm], graph_s, ceilings)
+            flat |= numbers(arm, arms[arm], graph_s, sustained_s, ceilings)
             kernel_table(graph, arm)
             del graph, decoder, context, run
             torch.cuda.empty_cache()

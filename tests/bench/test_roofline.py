@@ -43,14 +43,16 @@ def test_rows_sum_their_calls_and_the_rest_is_other() -> None:
 
 
 def test_the_table_compares_the_sum_with_the_graph() -> None:
-    text = table(rows_of(CALLS, 0.04, CEILINGS), 0.038)
+    text = table(rows_of(CALLS, 0.04, CEILINGS), 0.038, 0.041)
     assert "| sum | FP8 | 9 | 26.82 |" in text
     assert "the sum is +5.3% off" in text
+    assert "Without pauses, at the clock that the card's power allows then: 41.00 ms." in text
 
 
 def test_the_figures_are_flat() -> None:
-    found = numbers("fp8", rows_of(CALLS, 0.04, CEILINGS), 0.038, CEILINGS)
+    found = numbers("fp8", rows_of(CALLS, 0.04, CEILINGS), 0.038, 0.041, CEILINGS)
     assert found["fp8_sum_over_graph"] == pytest.approx(0.04 / 0.038)
+    assert found["fp8_sustained_ms"] == pytest.approx(41)
     assert found["fp8_peak_share"] == pytest.approx(26.82e12 / 0.038 / 1300e12)
     assert 0 < found["fp8_floor_share"] < 1
 
