@@ -2,9 +2,9 @@
 
     python tests/bench/roofline.py [--preset P --batch B --width W --context N] [--arms fp8 bf16] [--out FILE]
 
-Ceilings (copy bandwidth, the best dense product in BF16 and in FP8) are measured in the same run. Each call's
-operations and bytes follow from its arguments' shapes (kernel_work.py); its floor is the larger of operations at the
-ceiling of its format and bytes at the ceiling of copying. Its time is that between two events on the device, the
+Ceilings (copy bandwidth, the best dense product in BF16 and in FP8) are measured in the same run and the same way.
+Each call's operations and bytes follow from its arguments' shapes (kernel_work.py); its floor is the larger of
+operations at the ceiling of its format and bytes at the ceiling of copying. Its time is that between two events on the device, the
 launches queued behind a kernel that only waits, so that no time of the host is in it. "other" is what no known call
 accounts for. The sum of the rows is compared with the decode replayed as one CUDA graph after the same pause; without
 pauses, as decode.py measures, a card at its power limit lowers its clock: that is shown beside it. Needs PyTorch with
@@ -314,14 +314,14 @@ def after_pauses(run: Callable[[], object]) -> float:
 
 
 def found_ceilings() -> Ceilings:
-    """The best of `decode_kernels.py`'s simplest calls."""
-    from decode_kernels import ceilings
-    from triton.testing import do_bench
+    """The best of `decode_kernels.py`'s simplest calls, after pauses as everything here."""
+    from decode_kernels import SUSTAINED, ceilings
 
     best = {"copy": 0.0, "bf16": 0.0, "fp8": 0.0}
     for name, work, unit, call in ceilings():
-        kind = name.split()[0]
-        rate = work / (float(do_bench(call, warmup=10, rep=100, return_mode="median")) / 1e3)
+        if SUSTAINED in name:
+            continue
+        kind, rate = name.split()[0], work / after_pauses(call)
         print(f"{name}: {rate:.0f} {unit}/s", flush=True)
         best[kind] = max(best[kind], rate)
     return Ceilings(best["copy"] * 1e9, best["bf16"] * 1e12, best["fp8"] * 1e12)
