@@ -132,7 +132,7 @@ def choose(
     tiles = choice.tiles
     _choose[(triton.cdiv(tokens, rows),)](
         h, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,
-        tokens, experts, d, eps, padded(tokens),
+        tokens, experts, d, eps, count, padded(tokens),
         TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **_CHOOSING, **OVERLAPPED,
     )  # fmt: skip
     return choice
@@ -159,7 +159,7 @@ def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight
 @triton.jit
 def _choose(
     h, router, bias, chosen, share, tally, begin, tile_expert, tile_filled, used,
-    tokens, experts, d, eps, padded,
+    tokens, experts, d, eps, n_tiles, padded,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -211,26 +211,31 @@ def _choose(
     tl.debug_barrier()
     if tl.atomic_add(tally + WIDTH, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         count = tl.atomic_add(tally + expert, tl.zeros([WIDTH], tl.int32), sem="relaxed")
-        _plan(count, begin, tile_expert, tile_filled, used, tokens, padded, SHARED, TILE)
+        _plan(count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded, SHARED, TILE, CHUNK)
 
 
 @triton.jit
-def _plan(count, begin, tile_expert, tile_filled, used, tokens, padded, SHARED: tl.constexpr, TILE: tl.constexpr):
+def _plan(
+    count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded,
+    SHARED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """count [WIDTH]: rows of each expert -> where they begin, and each tile's expert."""
     room = (count + TILE - 1) // TILE * TILE
-    start = SHARED * padded + tl.cumsum(room, 0) - room
-    expert = tl.arange(0, count.shape[0])
-    tl.store(begin + expert, start)
+    end = SHARED * padded + tl.cumsum(room, 0)
+    start = end - room
+    tl.store(begin + tl.arange(0, count.shape[0]), start)
     tl.store(used, (SHARED * padded + tl.sum(room, 0)) // TILE)
-    for first in tl.range(0, tl.max(room, 0), TILE):  # a tile of every expert
-        tile = (start + first) // TILE
-        tl.store(tile_expert + tile, SHARED + expert, first < room)
-        tl.store(tile_filled + tile, tl.minimum(count - first, TILE), first < room)
-    for one in tl.range(0, SHARED * padded // TILE, count.shape[0]):
-        tile = one + expert
-        there = tile * TILE < SHARED * padded
-        tl.store(tile_expert + tile, tile * TILE // padded, there)
-        tl.store(tile_filled + tile, tl.minimum(tokens - tile * TILE % padded, TILE), there)
+    for one in tl.range(0, n_tiles, CHUNK):
+        tile = one + tl.arange(0, CHUNK)
+        first = tile * TILE
+        into = first[:, None] - start[None, :]
+        mine = (into >= 0) & (into < room[None, :])
+        filled = tl.sum(tl.where(mine, tl.minimum(count[None, :] - into, TILE), 0), 1)
+        passed = tl.sum((end[None, :] <= first[:, None]).to(tl.int32), 1)
+        of_all = first < SHARED * padded
+        tl.store(tile_expert + tile, tl.where(of_all, first // padded, SHARED + passed), tile < n_tiles)
+        filled = tl.where(of_all, tl.minimum(tokens - first % padded, TILE), filled)
+        tl.store(tile_filled + tile, filled, tile < n_tiles)
 
 
 @triton.jit
