@@ -1,4 +1,4 @@
-"""One variant as a Serve application of its own: requests are batched, the model runs in a thread, only we may ask.
+"""One variant as a Serve application of its own: requests are batched, models run in threads, only we may ask.
 
 The class is plain; `variant_app` makes a deployment of it, so that nothing of Ray is imported before the flags are set.
 """
@@ -33,6 +33,9 @@ USUAL_K = 32
 """Up to here one beam width serves all."""
 
 _log = logging.getLogger(__name__)
+
+_BATCHES_ON_GPU = 2
+"""Under way at a time: one is made ready while the device computes another. On a CPU both would want the same cores."""
 
 _STUCK_S = 30.0
 _FAILURES = 3
@@ -87,11 +90,14 @@ class Variant:
         _limit_threads(settings.variant_threads)
         self._model = load(checkpoint, "cuda" if settings.variant_gpus > 0 else "cpu")
         _log.info("%s: loaded after %.1f s", name, time.monotonic() - began_s)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        batches = _BATCHES_ON_GPU if settings.variant_gpus > 0 else 1
+        self._threads = ThreadPoolExecutor(batches, thread_name_prefix="model")
         self._failures = 0
-        self._busy_since_s: float | None = None
+        self._begun_s: list[float] = []  # of the batches that are under way
         self._batched: Callable[[tuple[list[str], int]], Any] = serve.batch(
-            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_s
+            max_batch_size=settings.batch_size,
+            batch_wait_timeout_s=settings.batch_wait_s,
+            max_concurrent_batches=batches,
         )(self._answer_many)
         if isinstance(self._model, WarmsUp):
             items = len(self._model.catalogue)
@@ -147,20 +153,21 @@ class Variant:
         """Raises when the model keeps failing or hangs; Serve then replaces the replica."""
         if self._failures >= _FAILURES:
             raise RuntimeError(f"{self._name}: the last {self._failures} batches failed")
-        since_s = self._busy_since_s
+        since_s = min(self._begun_s, default=None)
         if since_s is not None and time.monotonic() - since_s > _STUCK_S:
             raise RuntimeError(f"{self._name}: a batch has been running for more than {_STUCK_S:g} s")
 
     async def _answer_many(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
         loop = asyncio.get_running_loop()
-        self._busy_since_s = time.monotonic()
+        begun_s = time.monotonic()
+        self._begun_s.append(begun_s)
         try:
-            ranked = await loop.run_in_executor(self._thread, self._rank, asked)
+            ranked = await loop.run_in_executor(self._threads, self._rank, asked)
         except Exception:
             self._failures += 1
             raise
         finally:
-            self._busy_since_s = None
+            self._begun_s.remove(begun_s)
         self._failures = 0
         return ranked
 
@@ -220,7 +227,7 @@ def _question(asked: Any) -> tuple[list[str], int]:
         history, k = asked["history"], asked["k"]
     except (TypeError, KeyError) as error:
         raise InvalidRequestError("body", f"needs history and k: {error!r}") from error
-    known = isinstance(history, list) and all(isinstance(item, str) for item in history)
+    known = isinstance(history, list) and set(map(type, history)) <= {str}
     if not known or not isinstance(k, int) or isinstance(k, bool):
         raise InvalidRequestError("body", "history is a list of item ids, k a number")
     return history, k

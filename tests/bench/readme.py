@@ -122,17 +122,20 @@ def serving(name: str) -> str:
     return f"{about}\n\n{table(['', 'BF16', 'FP8'], rows)}"
 
 
-def coalescing(numbers: dict[str, float]) -> str:
-    """Both ways of asking a variant, at rising load."""
-    loads = sorted(int(name.removeprefix("times_as_many_")) for name in numbers if name.startswith("times_as_many_"))
+def two_ways(numbers: dict[str, float], *ways: str) -> str:
+    """Ways of answering, at rising load."""
+    keys = [way.replace(" ", "_") for way in ways]
+    loads = sorted(int(found[1]) for name in numbers if (found := re.fullmatch(rf"{keys[0]}_(\d+)_per_s", name)))
 
     def cells(users: int) -> list[str]:
         shown = [str(users)]
-        for way in ("one_call_each", "together"):
+        for way in keys:
             shown += [f"{numbers[f'{way}_{users}_per_s']:,.0f}", f"{numbers[f'{way}_{users}_median_ms']:.0f}"]
         return shown
 
-    head = ["users at a time", "one call each, answers/s", "median, ms", "together, answers/s", "median, ms"]
+    head = ["users at a time"]
+    for way in ways:
+        head += [f"{way}, answers/s", "median, ms"]
     return table(head, [cells(users) for users in loads])
 
 
@@ -161,7 +164,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "roofline-h200": lambda: roofline(load("roofline-h200"), "fp8"),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
     "parity": lambda: parity(load("parity-amd-epyc")["numbers"]),
-    "coalescing": lambda: coalescing(load("coalescing-amd-epyc")["numbers"]),
+    "coalescing": lambda: two_ways(load("coalescing-amd-epyc")["numbers"], "one call each", "together"),
+    "batches": lambda: two_ways(load("batches-amd-epyc")["numbers"], "one at a time", "one made ready"),
     "report": lambda: report(load("report")["numbers"]),
 }
 

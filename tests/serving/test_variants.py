@@ -220,6 +220,33 @@ async def test_the_model_runs_in_a_thread_of_its_own(model: Model) -> None:
     assert name.startswith("model")
 
 
+@pytest.mark.parametrize(("gpus", "under_way"), [(0.0, 1), (0.5, 2)])
+async def test_on_a_gpu_a_batch_is_made_ready_while_another_is_computed(
+    model: Model, monkeypatch: pytest.MonkeyPatch, gpus: float, under_way: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def recorded(**options: Any) -> Any:
+        asked.append(options)
+        return batching(**options)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=SimpleNamespace(batch=recorded)))
+    made = Variant("fp8", "", KEY, Settings(batch_size=8, variant_gpus=gpus), lambda _folder, _device: model)
+    assert [options["max_concurrent_batches"] for options in asked] == [under_way]
+    model.calls.clear()
+    model.gate.clear()
+    answers: list[asyncio.Task[Any]] = []
+    try:
+        for _ in range(3):
+            answers.append(asyncio.create_task(made.answer([], 5)))
+            await asyncio.sleep(0.02)
+        assert len(model.calls) == under_way
+    finally:
+        model.gate.set()
+    assert [len(answer) for answer in await asyncio.gather(*answers)] == [5, 5, 5]
+    made.check_health()
+
+
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY + "x", KEY[:-1], "ä"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_variants_answer_the_gateway_only(model: Model, key: str | None, method: str) -> None:
