@@ -14,12 +14,12 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from coalescing import KEY, closed_loop
 from provenance import this_setting
 
 from model.catalogue import Catalogue
@@ -36,7 +36,6 @@ BATCH, BATCH_S, BEAM = 28, 0.035, 512
 ITEMS, HISTORY = 100_000, 512
 WAYS = {"one at a time": 0.0, "one made ready": 1.0}
 """GPUs of the replica."""
-KEY = "key"
 
 
 def catalogue() -> Catalogue:
@@ -66,22 +65,11 @@ def stand_in(_folder: str, _device: str) -> Ranker:
     return StandIn()
 
 
-async def closed_loop(url: str, users: int, seconds: float) -> tuple[float, float]:
-    """(answers a second, median latency in ms) of so many users who ask again when they are answered."""
-    client = HttpVariantClient(url, KEY, most=BATCH)
+def answered(url: str, users: int, seconds: float) -> tuple[float, float]:
+    """See `closed_loop`."""
     chance = random.Random(0)
     histories = [[f"item-{chance.randrange(ITEMS)}" for _ in range(HISTORY)] for _ in range(200)]
-    spent_s: list[float] = []
-    until = time.perf_counter() + seconds
-
-    async def user() -> None:
-        while (began := time.perf_counter()) < until:
-            await client.recommend("stand-in", chance.choice(histories), 10, 30.0)
-            spent_s.append(time.perf_counter() - began)
-
-    await asyncio.gather(*(user() for _ in range(users)))
-    await client.close()
-    return len(spent_s) / seconds, 1e3 * statistics.median(spent_s)
+    return asyncio.run(closed_loop(HttpVariantClient(url, KEY, most=BATCH), histories, users, seconds))
 
 
 def main() -> None:
@@ -107,9 +95,9 @@ def main() -> None:
             settings = Settings(batch_size=BATCH, variant_threads=1, variant_gpus=gpus)
             application = variant_app("stand-in", Path(), KEY, settings, stand_in)
             serve.run(application, name="stand-in", route_prefix="/variants/stand-in")
-            asyncio.run(closed_loop(url, 4, 2.0))
+            answered(url, 4, 2.0)
             for users in (1, 28, 56, 112):
-                rate, median_ms = asyncio.run(closed_loop(url, users, options.seconds))
+                rate, median_ms = answered(url, users, options.seconds)
                 name = way.replace(" ", "_")
                 numbers |= {f"{name}_{users}_per_s": rate, f"{name}_{users}_median_ms": median_ms}
                 print(f"| {users} | {way} | {rate:.0f} | {median_ms:.1f} |", flush=True)

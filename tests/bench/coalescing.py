@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -56,15 +57,17 @@ def stand_in(_folder: str, _device: str) -> Ranker:
     return StandIn()
 
 
-async def closed_loop(url: str, way: str, users: int, seconds: float) -> tuple[float, float]:
+async def closed_loop(
+    client: HttpVariantClient, histories: Sequence[Sequence[str]], users: int, seconds: float
+) -> tuple[float, float]:
     """(answers a second, median latency in ms) of so many users who ask again when they are answered."""
-    client = HttpVariantClient(url, KEY, **WAYS[way])
+    chance = random.Random(0)
     spent_s: list[float] = []
     until = time.perf_counter() + seconds
 
     async def user() -> None:
         while (began := time.perf_counter()) < until:
-            await client.recommend("stand-in", HISTORY, 10, 30.0)
+            await client.recommend("stand-in", chance.choice(histories), 10, 30.0)
             spent_s.append(time.perf_counter() - began)
 
     await asyncio.gather(*(user() for _ in range(users)))
@@ -91,11 +94,15 @@ def main() -> None:
         application = variant_app("stand-in", Path(), KEY, settings, stand_in)
         serve.run(application, name="stand-in", route_prefix="/variants/stand-in")
         url = f"http://127.0.0.1:{port}"
-        asyncio.run(closed_loop(url, "one call each", 4, 2.0))
+
+        def answered(way: str, users: int, seconds: float) -> tuple[float, float]:
+            return asyncio.run(closed_loop(HttpVariantClient(url, KEY, **WAYS[way]), [HISTORY], users, seconds))
+
+        answered("one call each", 4, 2.0)
         print("| users | way | answers/s | median, ms |\n|---|---|---|---|")
         for users in (1, 4, 28, 112):
             for way in WAYS:
-                rate, median_ms = asyncio.run(closed_loop(url, way, users, options.seconds))
+                rate, median_ms = answered(way, users, options.seconds)
                 name = way.replace(" ", "_")
                 numbers |= {f"{name}_{users}_per_s": rate, f"{name}_{users}_median_ms": median_ms}
                 print(f"| {users} | {way} | {rate:.0f} | {median_ms:.1f} |", flush=True)
