@@ -136,8 +136,7 @@ class Variant:
             return {"items": await self.answer(history, k)}
         except InvalidRequestError as error:
             return {"field": error.field, "reason": error.reason}
-        except Exception as error:
-            _log.exception("%s: no answer", self._name)
+        except Exception as error:  # of its batch, which has logged it
             return {"error": f"{type(error).__name__}: {error}"}
 
     def describe(self) -> dict[str, Any]:
@@ -165,6 +164,7 @@ class Variant:
             ranked = await loop.run_in_executor(self._threads, self._rank, asked)
         except Exception:
             self._failures += 1
+            _log.exception("%s: no answer to %d questions", self._name, len(asked))
             raise
         finally:
             self._begun_s.remove(begun_s)

@@ -314,11 +314,16 @@ async def test_a_bad_question_leaves_its_neighbours_their_answers(model: Model) 
     assert model.calls == [(2, USUAL_K)]
 
 
-async def test_a_failing_model_is_told_of_in_each_answer(model: Model) -> None:
+async def test_a_failing_model_is_told_of_in_each_answer_and_logged_once(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     fp8 = variant(model)
     model.error = RuntimeError("overflow")
-    status, answer = await ask(fp8, question([], 1))
-    assert (status, answer) == (200, {"answers": [{"error": "RuntimeError: overflow"}]})
+    body = json.dumps({"questions": [{"history": [], "k": 1}] * 3}).encode()
+    status, answer = await ask(fp8, body)
+    assert (status, answer) == (200, {"answers": [{"error": "RuntimeError: overflow"}] * 3})
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["fp8: no answer to 3 questions"]
 
 
 async def test_a_refusal_is_the_same_for_a_call_by_handle(model: Model) -> None:
