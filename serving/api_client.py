@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from serving.errors import ServingError
+from serving.question import Question
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.25
@@ -63,9 +64,17 @@ class ApiClient:
         """Give the connections back."""
         self._http.close()
 
-    def recommend(self, user_id: str, history: Sequence[str] = (), k: int = 10) -> dict[str, Any]:
+    def recommend(
+        self,
+        user_id: str,
+        history: Sequence[str] = (),
+        k: int = 10,
+        *,
+        liked: Sequence[str] = (),
+        profile: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """One slate: request_id, items, and where the user was routed."""
-        return self._post("/v1/recommend", {"user_id": user_id, "history": list(history), "k": k})
+        return self._post("/v1/recommend", {"user_id": user_id} | Question(history, k, liked, profile or {}).body())
 
     def events(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Report events: {accepted, refused: [{index, event_id, field, reason}]}."""

@@ -12,6 +12,7 @@ import aiohttp
 
 from serving.coalesce import Coalescer, CrowdedError
 from serving.errors import VariantError
+from serving.question import Question
 
 INTERNAL_HEADER = "X-Crossfade-Internal"
 """Carries the service's own key: variants answer nobody else."""
@@ -34,15 +35,11 @@ class Item:
 class VariantClient(Protocol):
     """One call to one variant."""
 
-    async def recommend(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
-        """The k best items. Raises VariantError with a `kind` of timeout, overloaded, unreachable, failed or refused.
+    async def recommend(self, variant: str, question: Question, timeout_s: float) -> list[Item]:
+        """The best items. Raises VariantError with a `kind` of timeout, overloaded, unreachable, failed or refused.
 
         refused: the variant is well, this question is not for it (an item that it does not know).
         """
-
-
-Question = tuple[list[str], int]
-"""A history and how many items are wanted."""
 
 
 class HttpVariantClient:
@@ -56,14 +53,14 @@ class HttpVariantClient:
         self._session: aiohttp.ClientSession | None = None
         self._places: dict[str, Coalescer[Question, list[Item]]] = {}
 
-    async def recommend(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
+    async def recommend(self, variant: str, question: Question, timeout_s: float) -> list[Item]:
         """See `VariantClient.recommend`."""
         place = self._places.get(variant)
         if place is None:
             send, room = partial(self._ask, variant), _ROOM * self._most
             place = self._places[variant] = Coalescer(send, self._calls, self._most, room)
         try:
-            return await place.ask((list(history), k), timeout_s)
+            return await place.ask(question, timeout_s)
         except TimeoutError as error:
             raise VariantError(variant, "timeout", f"no answer in {timeout_s:g} s") from error
         except CrowdedError as error:
@@ -72,7 +69,7 @@ class HttpVariantClient:
     async def _ask(
         self, variant: str, questions: Sequence[Question], timeout_s: float
     ) -> Sequence[list[Item] | Exception]:
-        body = {"questions": [{"history": history, "k": k} for history, k in questions]}
+        body = {"questions": [question.body() for question in questions]}
         answer = await self._post(variant, body, timeout_s)
         answers = answer.get("answers") if isinstance(answer, dict) else None
         if not isinstance(answers, list) or len(answers) != len(questions):

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     )
     log_history: int = Field(default=512, ge=1, description="the newest items of a history that are kept in the log")
     known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
-    history_max: int = Field(default=512, ge=0, le=HISTORY_LIMIT, description="items of one request's history")
+    history_max: int = Field(
+        default=512, ge=0, le=HISTORY_LIMIT, description="items of one request, its history and liked ones"
+    )
     request_max_bytes: int = Field(default=64 * 2**10, ge=1)
     events_max_bytes: int = Field(default=2**20, ge=1)
 

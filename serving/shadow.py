@@ -16,6 +16,7 @@ from serving.breaker import Breaker
 from serving.client import Item, VariantClient
 from serving.errors import SpoolFullError, VariantError
 from serving.inbox import Inbox
+from serving.question import Question
 
 _log = logging.getLogger(__name__)
 
@@ -42,14 +43,13 @@ class Shadow:
         shown: Sequence[Item],
         other: str,
         breaker: Breaker,
-        history: Sequence[str],
-        k: int,
+        question: Question,
     ) -> None:
         """Begin to compare the slate that was shown with that of the variant `other`; returns at once."""
         if breaker.is_open or len(self._under_way) >= self._limit:
             self.skipped += 1
             return
-        work = self._compare(request_id, user_id, shown, other, history, k)
+        work = self._compare(request_id, user_id, shown, other, question)
         task = asyncio.get_running_loop().create_task(work, name=f"shadow-{request_id}")
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -63,10 +63,10 @@ class Shadow:
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _compare(
-        self, request_id: str, user_id: str, shown: Sequence[Item], other: str, history: Sequence[str], k: int
+        self, request_id: str, user_id: str, shown: Sequence[Item], other: str, question: Question
     ) -> None:
         try:
-            items = await self._client.recommend(other, history, k, self._timeout_s)
+            items = await self._client.recommend(other, question, self._timeout_s)
             differs = [item.item_id for item in items] != [item.item_id for item in shown]
             await self._inbox.accept([comparison(request_id, user_id, differs, self._clock())])
         except (VariantError, SpoolFullError):

@@ -19,6 +19,7 @@ from serving.client import Item, VariantClient
 from serving.enrol import Enrolments
 from serving.errors import NoAnswerError, SpoolFullError, VariantError
 from serving.inbox import Inbox
+from serving.question import Question
 from serving.request_id import RequestSigner
 from serving.settings import Settings
 from serving.shadow import Shadow
@@ -61,22 +62,24 @@ class Splitter:
         self.shadow = Shadow(client, inbox, clock, settings.shadow_limit, settings.variant_timeout_s)
         self.lost_exposures = 0
 
-    async def recommend(self, user_id: str, history: Sequence[str], k: int) -> Answer:
-        """k items for the user. Raises InvalidUserError, and NoAnswerError when control cannot answer either."""
+    async def recommend(self, user_id: str, question: Question) -> Answer:
+        """Items for the user. Raises InvalidUserError, and NoAnswerError when control cannot answer either."""
         started_s = time.perf_counter()
         table = self._table()
         chosen, first = await self._sticky(table, route(table, user_id), user_id)
         request_id = self._signer.issue(user_id, self._clock())
         try:
-            items, variant, fallback = await self._ask(chosen, history, k, started_s)
+            items, variant, fallback = await self._ask(chosen, question, started_s)
         except VariantError as error:
-            await self._record(table, chosen, request_id, user_id, chosen.variant, None, None, history, started_s)
+            await self._record(
+                table, chosen, request_id, user_id, chosen.variant, None, None, question.history, started_s
+            )
             raise NoAnswerError(f"no variant answered: {error}") from error
         latency_ms = await self._record(
-            table, chosen, request_id, user_id, variant, fallback, items, history, started_s
+            table, chosen, request_id, user_id, variant, fallback, items, question.history, started_s
         )
         if first and fallback is None and (other := _shadowed(table, chosen)) is not None:
-            self.shadow.compare(request_id, user_id, items, other, self._breakers[other], history, k)
+            self.shadow.compare(request_id, user_id, items, other, self._breakers[other], question)
         return Answer(
             request_id=request_id,
             items=items,
@@ -102,25 +105,23 @@ class Splitter:
         arm = None if entry is None or kept.arm == chosen.arm else entry.arm(kept.arm)
         return (chosen if arm is None else replace(chosen, arm=arm.arm, variant=arm.variant)), kept.first
 
-    async def _ask(
-        self, chosen: Route, history: Sequence[str], k: int, started_s: float
-    ) -> tuple[list[Item], str, str | None]:
+    async def _ask(self, chosen: Route, question: Question, started_s: float) -> tuple[list[Item], str, str | None]:
         """(items, who answered, why not the assigned one). Raises VariantError when nobody did."""
         try:
-            return await self._call(chosen.variant, history, k, self._settings.variant_timeout_s), chosen.variant, None
+            return await self._call(chosen.variant, question, self._settings.variant_timeout_s), chosen.variant, None
         except VariantError as error:
             if chosen.variant == chosen.control_variant:
                 raise
             left_s = self._settings.answer_timeout_s - (time.perf_counter() - started_s)
-            items = await self._call(chosen.control_variant, history, k, max(left_s, 0.1))
+            items = await self._call(chosen.control_variant, question, max(left_s, 0.1))
             return items, chosen.control_variant, error.kind
 
-    async def _call(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
+    async def _call(self, variant: str, question: Question, timeout_s: float) -> list[Item]:
         breaker = self._breakers[variant]
         if not breaker.allows(time.monotonic()):
             raise VariantError(variant, "breaker_open", "it failed several times in a row")
         try:
-            items = await self._client.recommend(variant, history, k, timeout_s)
+            items = await self._client.recommend(variant, question, timeout_s)
         except VariantError as error:
             if error.kind == "refused":  # one user's question must not cut the variant off from all others
                 breaker.succeeded()

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.signals import Request as Known
+from model.signals import UserSignals
 from serving.client import INTERNAL_HEADER
 from serving.errors import InvalidRequestError
+from serving.question import Question
 from serving.replica_log import log_to_stderr
 from serving.settings import Settings
 
@@ -57,7 +60,7 @@ class Ranker(Protocol):
     @property
     def catalogue(self) -> Any: ...
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int) -> Sequence[Sequence[Scored]]: ...
+    def recommend(self, histories: Sequence[Known[str]], k: int) -> Sequence[Sequence[Scored]]: ...
 
 
 @runtime_checkable
@@ -94,7 +97,7 @@ class Variant:
         self._threads = ThreadPoolExecutor(batches, thread_name_prefix="model")
         self._failures = 0
         self._begun_s: list[float] = []  # of the batches that are under way
-        self._batched: Callable[[tuple[list[str], int]], Any] = serve.batch(
+        self._batched: Callable[[Question], Any] = serve.batch(
             max_batch_size=settings.batch_size,
             batch_wait_timeout_s=settings.batch_wait_s,
             max_concurrent_batches=batches,
@@ -104,18 +107,19 @@ class Variant:
             widths = [min(USUAL_K, items), min(MAX_K, items)]
             self._model.warm_up(settings.batch_size, widths, settings.history_max)
         for size in {1, settings.batch_size}:
-            self._rank([([], 1)] * size)
+            self._rank([Question([], 1)] * size)
         _log.info("%s: ready after %.1f s", name, time.monotonic() - began_s)
 
-    async def answer(self, history: list[str], k: int) -> list[tuple[str, float]]:
-        """The k best items and their scores. Raises InvalidRequestError naming the field."""
-        if not 1 <= k <= MAX_K:
-            raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {k}")
-        for position, item in enumerate(history):
-            if item not in self._model.catalogue:
-                raise InvalidRequestError(f"history[{position}]", f"no item is called {item!r}")
-        items: list[tuple[str, float]] = await self._batched((history, k))
-        return items[:k]
+    async def answer(self, question: Question) -> list[tuple[str, float]]:
+        """The best items and their scores. Raises InvalidRequestError naming the field."""
+        if not 1 <= question.k <= MAX_K:
+            raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {question.k}")
+        for name, known in question.items:
+            for position, item in enumerate(known):
+                if item not in self._model.catalogue:
+                    raise InvalidRequestError(f"{name}[{position}]", f"no item is called {item!r}")
+        items: list[tuple[str, float]] = await self._batched(question)
+        return items[: question.k]
 
     async def __call__(self, request: Request) -> Response:
         given = request.headers.get(INTERNAL_HEADER, "").encode()
@@ -132,8 +136,7 @@ class Variant:
     async def _answer_one(self, question: Any) -> dict[str, Any]:
         """What one of several questions gets: items, or what is wrong with it, or that the model failed."""
         try:
-            history, k = _question(question)
-            return {"items": await self.answer(history, k)}
+            return {"items": await self.answer(Question.of(question))}
         except InvalidRequestError as error:
             return {"field": error.field, "reason": error.reason}
         except Exception as error:  # of its batch, which has logged it
@@ -156,7 +159,7 @@ class Variant:
         if since_s is not None and time.monotonic() - since_s > _STUCK_S:
             raise RuntimeError(f"{self._name}: a batch has been running for more than {_STUCK_S:g} s")
 
-    async def _answer_many(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
+    async def _answer_many(self, asked: list[Question]) -> list[list[tuple[str, float]]]:
         loop = asyncio.get_running_loop()
         begun_s = time.monotonic()
         self._begun_s.append(begun_s)
@@ -171,14 +174,14 @@ class Variant:
         self._failures = 0
         return ranked
 
-    def _rank(self, asked: list[tuple[list[str], int]]) -> list[list[tuple[str, float]]]:
+    def _rank(self, asked: list[Question]) -> list[list[tuple[str, float]]]:
         """Two fixed lengths, whatever was asked: a longer list searches wider, so a neighbour could change yours."""
         answers: list[list[tuple[str, float]]] = [[] for _ in asked]
         for least, most in ((1, USUAL_K), (USUAL_K + 1, MAX_K)):
-            members = [place for place, (_, k) in enumerate(asked) if least <= k <= most]
+            members = [place for place, question in enumerate(asked) if least <= question.k <= most]
             if members:
                 width = min(most, len(self._model.catalogue))
-                ranked = self._model.recommend([asked[place][0] for place in members], width)
+                ranked = self._model.recommend([_known(asked[place]) for place in members], width)
                 for place, items in zip(members, ranked, strict=True):
                     answers[place] = [(item.item_id, item.score) for item in items]
         return answers
@@ -222,15 +225,11 @@ def _questions(body: bytes) -> list[Any]:
     return questions
 
 
-def _question(asked: Any) -> tuple[list[str], int]:
-    try:
-        history, k = asked["history"], asked["k"]
-    except (TypeError, KeyError) as error:
-        raise InvalidRequestError("body", f"needs history and k: {error!r}") from error
-    known = isinstance(history, list) and set(map(type, history)) <= {str}
-    if not known or not isinstance(k, int) or isinstance(k, bool):
-        raise InvalidRequestError("body", "history is a list of item ids, k a number")
-    return history, k
+def _known(question: Question) -> Known[str]:
+    """What is known of the user, as a model reads it."""
+    if not question.liked and not question.profile:
+        return question.history
+    return UserSignals(question.history, question.liked, question.profile)
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

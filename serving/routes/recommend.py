@@ -8,19 +8,22 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from experiment.assign import MAX_USER_ID_LENGTH
+from model.signals import MAX_CHARACTERS, MAX_FEATURES
 from serving.auth import require
 from serving.errors import InvalidRequestError
+from serving.question import Question
 from serving.services import Services, services_of
 from serving.settings import HISTORY_LIMIT
 
 router = APIRouter(prefix="/v1", tags=["data plane"])
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Feature = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_USER_ID_LENGTH)]
 
 
 class RecommendRequest(BaseModel):
-    """Who asks, what they saw before (oldest first), and how many items they want."""
+    """Who asks, what is known of them, and how many items they want."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -35,6 +38,16 @@ class RecommendRequest(BaseModel):
         description="oldest first; 512 items unless the service's `history_max` says otherwise",
     )
     k: int = Field(default=10, ge=1, le=50)
+    liked: list[ItemId] = Field(
+        default_factory=list,
+        max_length=HISTORY_LIMIT,
+        description="what the user rated well, oldest first: not shown again, and read by models with that pathway",
+    )
+    profile: dict[Feature, Feature] = Field(
+        default_factory=dict,
+        max_length=MAX_FEATURES,
+        description="feature and value, such as an age group: read by models with that pathway",
+    )
 
 
 class RecommendedItem(BaseModel):
@@ -59,12 +72,16 @@ class RecommendResponse(BaseModel):
 @router.post("/recommend", dependencies=[Depends(require("events"))], summary="Recommend items to a user")
 async def recommend(body: RecommendRequest, services: Annotated[Services, Depends(services_of)]) -> RecommendResponse:
     """Routed by the running experiments; a user keeps their arm for the whole run."""
-    if len(body.history) > (most := services.settings.history_max):
+    question, most = Question(body.history, body.k, body.liked, body.profile), services.settings.history_max
+    if len(body.history) > most:
         raise InvalidRequestError("history", f"must have at most {most} items, got {len(body.history)}")
-    for position, item in enumerate(body.history):
-        if item not in services.catalogue:
-            raise InvalidRequestError(f"history[{position}]", f"no item is called {item!r}")
-    answer = await services.splitter.recommend(body.user_id, body.history, body.k)
+    if (both := len(body.history) + len(body.liked)) > most:
+        raise InvalidRequestError("liked", f"must have at most {most} items with the history, got {both}")
+    for name, items in question.items:
+        for position, item in enumerate(items):
+            if item not in services.catalogue:
+                raise InvalidRequestError(f"{name}[{position}]", f"no item is called {item!r}")
+    answer = await services.splitter.recommend(body.user_id, question)
     return RecommendResponse(
         request_id=answer.request_id,
         items=[

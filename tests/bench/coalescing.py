@@ -24,6 +24,7 @@ from provenance import this_setting
 from serving.client import CALLS, HttpVariantClient
 from serving.cluster import RAY_FLAGS
 from serving.embedded import free_port
+from serving.question import Question
 from serving.settings import Settings
 from serving.variants import Ranker, variant_app
 
@@ -67,7 +68,7 @@ async def closed_loop(
 
     async def user() -> None:
         while (began := time.perf_counter()) < until:
-            await client.recommend("stand-in", chance.choice(histories), 10, 30.0)
+            await client.recommend("stand-in", Question(chance.choice(histories), 10), 30.0)
             spent_s.append(time.perf_counter() - began)
 
     await asyncio.gather(*(user() for _ in range(users)))

@@ -72,6 +72,22 @@ def test_users_keep_their_arm_and_both_arms_answer(service: Service, experiment:
         assert [arm_of(user) for user in range(60)] == first
 
 
+def test_what_a_user_likes_and_who_they_are_reaches_the_variant(service: Service) -> None:
+    with service.http() as http:
+
+        def slate(**known: object) -> list[str]:
+            answer = http.post("/v1/recommend", json={"user_id": "signals", "history": ["item-1"], "k": 5, **known})
+            assert answer.status_code == 200, answer.text
+            return [item["item_id"] for item in answer.json()["items"]]
+
+        first = slate()
+        again = slate(liked=first[:1], profile={"age": "25-34"})
+        refused = http.post("/v1/recommend", json={"user_id": "signals", "liked": ["item-1", "no item"]})
+    assert first[0] not in again, "nobody is shown again what they like already"
+    assert len(again) == 5
+    assert [error["field"] for error in refused.json()["errors"]] == ["liked[1]"]
+
+
 def test_events_are_accepted_or_refused_and_accepted_ones_are_stored(
     service: Service, experiment: str, eventually: Callable
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -94,6 +95,13 @@ def test_addresses_and_bodies_are_those_of_the_api(api: FakeApi, client: ApiClie
     assert api.seen[1][3] == "key: x"
     assert api.seen[2][2]["if-match"] == '"3"'
     assert api.seen[2][3] == '{"reason": "why not", "arm": "b"}'
+
+
+def test_what_is_liked_and_the_profile_are_part_of_the_body(api: FakeApi, client: ApiClient) -> None:
+    client.recommend("u", ["1"], 5, liked=["1"], profile={"age": "25-34"})
+    assert json.loads(api.seen[0][3]) == {
+        "user_id": "u", "history": ["1"], "k": 5, "liked": ["1"], "profile": {"age": "25-34"},
+    }  # fmt: skip
 
 
 def test_lists_come_out_of_their_envelopes(api: FakeApi, client: ApiClient) -> None:

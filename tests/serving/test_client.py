@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from serving.client import INTERNAL_HEADER, HttpVariantClient, Item
 from serving.errors import VariantError
+from serving.question import Question
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,20 +63,25 @@ async def client(fake: Fake) -> AsyncIterator[HttpVariantClient]:
 
 async def failure(client: HttpVariantClient, timeout_s: float = 5.0) -> VariantError:
     with pytest.raises(VariantError) as caught:
-        await client.recommend("fp8", ["x"], 2, timeout_s)
+        await client.recommend("fp8", Question(["x"], 2), timeout_s)
     assert caught.value.variant == "fp8"
     return caught.value
 
 
 async def test_a_slate_comes_back_in_its_order(client: HttpVariantClient, fake: Fake) -> None:
-    assert await client.recommend("fp8", ("x", "y"), 2, 5.0) == [Item("a", -0.5), Item("b", -1.0)]
+    assert await client.recommend("fp8", Question(("x", "y"), 2), 5.0) == [Item("a", -0.5), Item("b", -1.0)]
     assert fake.bodies == [{"questions": [{"history": ["x", "y"], "k": 2}]}]
     assert fake.keys == ["the key"]
 
 
+async def test_what_is_liked_and_the_profile_travel_along(client: HttpVariantClient, fake: Fake) -> None:
+    await client.recommend("fp8", Question(["x"], 2, ("y",), {"age": "25-34"}), 5.0)
+    assert fake.bodies == [{"questions": [{"history": ["x"], "k": 2, "liked": ["y"], "profile": {"age": "25-34"}}]}]
+
+
 async def test_calls_share_kept_alive_connections(client: HttpVariantClient, fake: Fake) -> None:
     for _ in range(5):
-        await client.recommend("fp8", [], 2, 5.0)
+        await client.recommend("fp8", Question([], 2), 5.0)
     assert len(fake.peers) == 1
 
 
@@ -125,10 +131,10 @@ async def test_what_waits_while_calls_are_under_way_travels_together(client: Htt
         return await echo(request)
 
     fake.handler = slow
-    asked = [asyncio.create_task(client.recommend("fp8", [str(place)], 2, 5.0)) for place in range(30)]
+    asked = [asyncio.create_task(client.recommend("fp8", Question([str(place)], 2), 5.0)) for place in range(30)]
     while len(fake.bodies) < 4:
         await asyncio.sleep(0.01)
-    later = [asyncio.create_task(client.recommend("fp8", ["later"], 2, 5.0)) for _ in range(10)]
+    later = [asyncio.create_task(client.recommend("fp8", Question(["later"], 2), 5.0)) for _ in range(10)]
     await asyncio.sleep(0.05)
     assert len(fake.bodies) == 4, "as many calls as may be under way"
     gate.set()
@@ -148,7 +154,9 @@ async def test_one_refused_question_leaves_its_neighbours_their_answers(client: 
 
     fake.handler = answer
     histories = ["bad", "x", "broken", "y", "bad", "z"]
-    found = await asyncio.gather(*(client.recommend("fp8", [one], 1, 5.0) for one in histories), return_exceptions=True)
+    found = await asyncio.gather(
+        *(client.recommend("fp8", Question([one], 1), 5.0) for one in histories), return_exceptions=True
+    )
     kinds = [one.kind if isinstance(one, VariantError) else one for one in found]
     assert kinds == ["refused", [Item("a", 1.0)], "failed", [Item("a", 1.0)], "refused", [Item("a", 1.0)]]
     assert "history[0]: no item" in str(found[0])
@@ -156,7 +164,7 @@ async def test_one_refused_question_leaves_its_neighbours_their_answers(client: 
 
 async def test_a_failed_call_is_one_error_for_all_its_questions(client: HttpVariantClient, fake: Fake) -> None:
     fake.handler = answering(500)
-    asked = (client.recommend("fp8", [], 2, 5.0) for _ in range(40))
+    asked = (client.recommend("fp8", Question([], 2), 5.0) for _ in range(40))
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, VariantError) and one.kind == "failed" for one in found)
     assert len({id(one) for one in found}) == len(fake.bodies) < 40
@@ -170,7 +178,7 @@ async def test_when_too_many_wait_the_next_is_told_at_once(client: HttpVariantCl
         return web.json_response({"answers": []})
 
     fake.handler = hang
-    many = [asyncio.create_task(client.recommend("fp8", [], 2, 5.0)) for _ in range(8 * 32 + 4 * 8 + 50)]
+    many = [asyncio.create_task(client.recommend("fp8", Question([], 2), 5.0)) for _ in range(8 * 32 + 4 * 8 + 50)]
     await asyncio.sleep(0.2)
     early = [task for task in many if task.done()]
     assert early
@@ -222,7 +230,7 @@ async def test_after_a_failure_the_next_call_is_answered(client: HttpVariantClie
     well, fake.handler = fake.handler, answering(500)
     await failure(client)
     fake.handler = well
-    assert len(await client.recommend("fp8", [], 2, 5.0)) == 2
+    assert len(await client.recommend("fp8", Question([], 2), 5.0)) == 2
 
 
 async def test_closing_twice_and_before_any_call_is_harmless() -> None:

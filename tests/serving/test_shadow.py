@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from experiment.events import Interaction, Kind
 from serving.client import Item
 from serving.errors import NoAnswerError, VariantError
+from serving.question import Question
 from serving.settings import Settings
 from tests.serving.test_splitter import CONTROLLED, ENTRY, OUTSIDE, SLATE, TABLE, TREATED, Variants, World
 
@@ -28,14 +28,14 @@ class Slates(Variants):
         self.held: set[str] = set()
         self.release = asyncio.Event()
 
-    async def recommend(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
-        items = await super().recommend(variant, history, k, timeout_s)
+    async def recommend(self, variant: str, question: Question, timeout_s: float) -> list[Item]:
+        items = await super().recommend(variant, question, timeout_s)
         if variant in self.held:
             try:
                 await asyncio.wait_for(self.release.wait(), timeout_s)
             except TimeoutError as error:
                 raise VariantError(variant, "timeout") from error
-        return self.slates.get(variant, items)[:k]
+        return self.slates.get(variant, items)[: question.k]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from experiment.store.memory import MemoryAssignments
 from serving.client import Item
 from serving.enrol import Enrolments
 from serving.errors import NoAnswerError, SpoolFullError, VariantError
+from serving.question import Question
 from serving.request_id import RequestSigner
 from serving.settings import Settings
 from serving.splitter import STALE, Answer, Splitter
@@ -49,12 +50,12 @@ class Variants:
         self.failing: dict[str, str] = {}
         self.calls: list[tuple[str, float]] = []
 
-    async def recommend(self, variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
+    async def recommend(self, variant: str, question: Question, timeout_s: float) -> list[Item]:
         self.calls.append((variant, timeout_s))
         await asyncio.sleep(0)
         if kind := self.failing.get(variant):
             raise VariantError(variant, kind)
-        return SLATE[:k]
+        return SLATE[: question.k]
 
     @property
     def asked(self) -> list[str]:
@@ -102,7 +103,7 @@ class World:
         )  # fmt: skip
 
     async def ask(self, user: str) -> Answer:
-        return await self.splitter.recommend(user, ["x"], 2)
+        return await self.splitter.recommend(user, Question(["x"], 2))
 
     @property
     def record(self) -> Served:
@@ -143,7 +144,7 @@ async def test_the_record_says_what_the_answer_says(world: World) -> None:
 
 async def test_a_long_history_is_logged_by_its_newest_items() -> None:
     world = World(settings=Settings(log_history=2))
-    await world.splitter.recommend(TREATED[0], ["x", "y", "z"], 2)
+    await world.splitter.recommend(TREATED[0], Question(["x", "y", "z"], 2))
     assert world.record.history == ("y", "z")
 
 
@@ -209,10 +210,10 @@ async def test_what_befell_one_call_counts_once_however_many_asked_in_it(
 ) -> None:
     call, asked = VariantError("fp8", "unreachable"), world.variants.recommend
 
-    async def recommend(variant: str, history: Sequence[str], k: int, timeout_s: float) -> list[Item]:
+    async def recommend(variant: str, question: Question, timeout_s: float) -> list[Item]:
         if variant == "fp8":
             raise call
-        return await asked(variant, history, k, timeout_s)
+        return await asked(variant, question, timeout_s)
 
     monkeypatch.setattr(world.variants, "recommend", recommend)
     fallbacks = [(await world.ask(user)).fallback for user in TREATED[:6]]

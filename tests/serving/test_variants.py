@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from model.signals import UserSignals
 from serving import variants
 from serving.client import INTERNAL_HEADER
 from serving.errors import InvalidRequestError
+from serving.question import Question
 from serving.settings import Settings
 from serving.variants import MAX_K, USUAL_K, Variant, variant_app
 
@@ -180,9 +182,25 @@ async def test_an_answer_is_the_k_best_with_their_scores(model: Model) -> None:
     assert body == {"answers": [{"items": [[f"i{14 + USUAL_K + place}", -float(place)] for place in range(3)]}]}
 
 
+async def test_a_model_is_told_what_is_liked_and_the_profile(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def recommend(histories: Sequence[Any], k: int) -> list[list[Scored]]:
+        told.extend(histories)
+        return [[Scored("i1", 0.0)] * k for _ in histories]
+
+    fp8 = variant(model)
+    monkeypatch.setattr(model, "recommend", recommend)
+    await asyncio.gather(
+        fp8.answer(Question(["i1"], 2)), fp8.answer(Question(["i1"], 2, ["i2"])),
+        fp8.answer(Question(["i1"], 2, profile={"age": "25-34"})),
+    )  # fmt: skip
+    assert told == [["i1"], UserSignals(["i1"], ["i2"]), UserSignals(["i1"], (), {"age": "25-34"})]
+
+
 async def test_who_asks_together_is_ranked_together_and_answered_apart(model: Model) -> None:
     fp8 = variant(model)
-    answers = await asyncio.gather(*(fp8.answer(["i1"] * length, 5) for length in range(6)))
+    answers = await asyncio.gather(*(fp8.answer(Question(["i1"] * length, 5)) for length in range(6)))
     assert model.calls == [(6, USUAL_K)]
     assert [answer[0][0] for answer in answers] == [f"i{7 * length + USUAL_K}" for length in range(6)]
 
@@ -195,10 +213,10 @@ questions = st.lists(st.tuples(st.integers(0, 5), st.integers(1, MAX_K)), min_si
 def test_no_neighbour_changes_an_answer(asked: list[tuple[int, int]]) -> None:
     async def together() -> list[Any]:
         fp8 = variant(Model())
-        return await asyncio.gather(*(fp8.answer(["i1"] * length, k) for length, k in asked))
+        return await asyncio.gather(*(fp8.answer(Question(["i1"] * length, k)) for length, k in asked))
 
     async def alone(length: int, k: int) -> Any:
-        return await variant(Model()).answer(["i1"] * length, k)
+        return await variant(Model()).answer(Question(["i1"] * length, k))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", SimpleNamespace(serve=SimpleNamespace(batch=batching)))
@@ -208,14 +226,14 @@ def test_no_neighbour_changes_an_answer(asked: list[tuple[int, int]]) -> None:
 
 
 async def test_a_small_catalogue_gives_all_that_it_has() -> None:
-    assert len(await variant(Model(CATALOGUE[:4])).answer([], 10)) == 4
+    assert len(await variant(Model(CATALOGUE[:4])).answer(Question([], 10))) == 4
 
 
 async def test_the_model_runs_in_a_thread_of_its_own(model: Model) -> None:
     fp8 = variant(model)
     model.threads.clear()
     for _ in range(3):
-        await fp8.answer([], 5)
+        await fp8.answer(Question([], 5))
     (name,) = model.threads
     assert name.startswith("model")
 
@@ -238,7 +256,7 @@ async def test_on_a_gpu_a_batch_is_made_ready_while_another_is_computed(
     answers: list[asyncio.Task[Any]] = []
     try:
         for _ in range(3):
-            answers.append(asyncio.create_task(made.answer([], 5)))
+            answers.append(asyncio.create_task(made.answer(Question([], 5))))
             await asyncio.sleep(0.02)
         assert len(model.calls) == under_way
     finally:
@@ -291,6 +309,10 @@ async def test_a_body_that_makes_no_sense_is_refused(model: Model, body: bytes, 
         (question([], True), "body"),
         (question([["i1"]], 3), "body"),
         (question([1], 3), "body"),
+        (b'{"questions": [{"history": [], "k": 3, "liked": "i1"}]}', "body"),
+        (b'{"questions": [{"history": [], "k": 3, "profile": {"age": 25}}]}', "body"),
+        (b'{"questions": [{"history": [], "k": 3, "profile": ["age"]}]}', "body"),
+        (b'{"questions": [{"history": [], "k": 3, "liked": ["i1", "unknown"]}]}', "liked[1]"),
         (question([], 0), "k"),
         (question([], MAX_K + 1), "k"),
         (question(["i1", "unknown"], 3), "history[1]"),
@@ -328,7 +350,7 @@ async def test_a_failing_model_is_told_of_in_each_answer_and_logged_once(
 
 async def test_a_refusal_is_the_same_for_a_call_by_handle(model: Model) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        await variant(model).answer(["unknown"], 3)
+        await variant(model).answer(Question(["unknown"], 3))
     assert caught.value.field == "history[0]"
 
 
@@ -338,11 +360,11 @@ async def test_a_model_that_keeps_failing_is_unhealthy_until_it_succeeds(model: 
     for _ in range(3):
         fp8.check_health()
         with pytest.raises(RuntimeError, match="overflow"):
-            await fp8.answer([], 5)
+            await fp8.answer(Question([], 5))
     with pytest.raises(RuntimeError, match="last 3 batches"):
         fp8.check_health()
     model.error = None
-    await fp8.answer([], 5)
+    await fp8.answer(Question([], 5))
     fp8.check_health()
 
 
@@ -350,7 +372,7 @@ async def test_a_model_that_hangs_is_unhealthy(model: Model, monkeypatch: pytest
     fp8 = variant(model)
     monkeypatch.setattr(variants, "_STUCK_S", 0.01)
     model.gate.clear()
-    asked = asyncio.create_task(fp8.answer([], 5))
+    asked = asyncio.create_task(fp8.answer(Question([], 5)))
     try:
         while not model.calls:
             await asyncio.sleep(0.001)
