@@ -276,41 +276,35 @@ class Recorder:
 
 def measured(decoder: Any, run: Callable[[], object], ceilings: Ceilings) -> list[Row]:
     """Rows of one decode: the median over some rounds of each call's time."""
-    import torch
 
     rounds, wholes, works = [], [], []
     for _ in range(ROUNDS + 1):
         recorder = Recorder(decoder.config)
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with recorder.patched(decoder):
-            torch.cuda.synchronize()
-            torch.cuda._sleep(WAIT_CYCLES)
-            began.record()
-            run()
-            ended.record()
-        torch.cuda.synchronize()
-        wholes.append(began.elapsed_time(ended) / 1e3)
+            wholes.append(after_pause(run))
         rounds.append([start.elapsed_time(end) / 1e3 for _, start, end in recorder.calls])
         works = [work for work, _, _ in recorder.calls]
     spent = [statistics.median(times) for times in zip(*rounds[1:], strict=True)]
     return rows_of(list(zip(works, spent, strict=True)), statistics.median(wholes[1:]), ceilings)
 
 
-def after_pauses(run: Callable[[], object]) -> float:
-    """Seconds of a call that waits as those of `measured` do: the median over as many rounds."""
+def after_pause(run: Callable[[], object]) -> float:
+    """Seconds on the device of a call that is queued while the device waits."""
     import torch
 
-    times = []
-    for _ in range(ROUNDS + 1):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        torch.cuda._sleep(WAIT_CYCLES)
-        began.record()
-        run()
-        ended.record()
-        torch.cuda.synchronize()
-        times.append(began.elapsed_time(ended) / 1e3)
-    return statistics.median(times[1:])
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(WAIT_CYCLES)
+    began.record()
+    run()
+    ended.record()
+    torch.cuda.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3
+
+
+def after_pauses(run: Callable[[], object]) -> float:
+    """The median of `after_pause` over as many rounds as `measured` has."""
+    return statistics.median([after_pause(run) for _ in range(ROUNDS + 1)][1:])
 
 
 def found_ceilings() -> Ceilings:
