@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,12 @@ class Question:
     liked: Sequence[str] = ()
     profile: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def items(self) -> Iterable[tuple[str, Sequence[str]]]:
-        """(field, item ids) of all that must be known to whoever answers."""
-        return ("history", self.history), ("liked", self.liked)
+    def require_known(self, catalogue: Container[str]) -> None:
+        """Raises InvalidRequestError that names the first item that the catalogue lacks."""
+        for name, items in (("history", self.history), ("liked", self.liked)):
+            for position, item in enumerate(items):
+                if item not in catalogue:
+                    raise InvalidRequestError(f"{name}[{position}]", f"no item is called {item!r}")
 
     def body(self) -> dict[str, Any]:
         """As it travels: what is empty stays away, so that a replica of before understands."""

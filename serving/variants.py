@@ -114,10 +114,7 @@ class Variant:
         """The best items and their scores. Raises InvalidRequestError naming the field."""
         if not 1 <= question.k <= MAX_K:
             raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {question.k}")
-        for name, known in question.items:
-            for position, item in enumerate(known):
-                if item not in self._model.catalogue:
-                    raise InvalidRequestError(f"{name}[{position}]", f"no item is called {item!r}")
+        question.require_known(self._model.catalogue)
         items: list[tuple[str, float]] = await self._batched(question)
         return items[: question.k]
 

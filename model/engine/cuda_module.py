@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -110,6 +110,15 @@ class Kernel:
             torch.cuda.current_stream().cuda_stream, ctypes.pointer(overlapped), 1,
         )  # fmt: skip
         _check("cuLaunchKernelEx", _driver().cuLaunchKernelEx(ctypes.byref(launch), self.handle, pointers, None))
+
+
+def load_file(
+    package: str, file: str, name: str, sizes: Mapping[str, int], products: Sequence[str], shared_bytes: int
+) -> Kernel:
+    """`load_kernel` of a file that needs `hopper_source()`, functions of `product_source`, and `sizes` as macros."""
+    source = "".join(f"#define {macro} {value}\n" for macro, value in sizes.items()) + hopper_source()
+    source += "".join(products) + files(package).joinpath(file).read_text(encoding="utf-8")
+    return load_kernel(source, name, shared_bytes)
 
 
 def load_kernel(source: str, name: str, shared_bytes: int) -> Kernel:

@@ -34,6 +34,13 @@ class Rows:
     scale: Tensor | None = None
     square: Tensor | None = None
 
+    @property
+    def scales(self) -> Tensor:
+        """Those of rows that have to be in E4M3. Raises TypeError for rows in 16 bit."""
+        if self.scale is None:
+            raise TypeError("rows: expected E4M3 rows with their scales")
+        return self.scale
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixed:

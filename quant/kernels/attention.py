@@ -6,20 +6,11 @@ import ctypes
 import functools
 import math
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import (
-    Kernel,
-    address,
-    hopper_source,
-    load_kernel,
-    number,
-    product_source,
-    tensor_map,
-)
+from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
 from model.engine.norm import Rows
 from quant.kernels.one_query import one_query_attention
 from quant.kernels.order import HEAD_DIM, KEYS
@@ -83,8 +74,7 @@ def packed_attention(q: Tensor, context: PackedContext, beams: int, heads: int) 
 
 @functools.cache
 def _kernel(_device: int | None) -> Kernel:
-    source = f"#define STAGES {_STAGES}\n" + hopper_source()
-    source += product_source("product_scores", KEYS // 2, a_in_registers=True, halves=True)
-    source += product_source("product_values", HEAD_DIM + _ONES, a_in_registers=True)
-    source += files("quant.kernels").joinpath("attention.cu").read_text(encoding="utf-8")
-    return load_kernel(source, "cross_attention", _SHARED_BYTES)
+    scores = product_source("product_scores", KEYS // 2, a_in_registers=True, halves=True)
+    values = product_source("product_values", HEAD_DIM + _ONES, a_in_registers=True)
+    sizes = {"STAGES": _STAGES}
+    return load_file("quant.kernels", "attention.cu", "cross_attention", sizes, [scores, values], _SHARED_BYTES)

@@ -24,8 +24,6 @@ class PackedMatrix:
 
     def product(self, rows: Rows, onto: Tensor | None = None) -> Tensor:
         """rows [T, K] in E4M3 -> [T, N] bfloat16, or added to `onto` [T, N], in place."""
-        if rows.scale is None:
-            raise TypeError("rows: expected E4M3 rows with their scales")
         tokens, n = rows.values.shape[0], self.scale.shape[0]
         if tokens <= MOST_ROWS:
             return few_rows_product(rows, self.weight, self.scale, onto)

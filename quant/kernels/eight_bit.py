@@ -34,12 +34,10 @@ class EightBitMatrix:
 
     def product(self, rows: Rows, onto: Tensor | None = None) -> Tensor:
         """See `PackedMatrix.product`."""
-        if rows.scale is None:
-            raise TypeError("rows: expected E4M3 rows with their scales")
         out = torch._scaled_mm(
             rows.values,
             self.weight.t(),
-            scale_a=rows.scale[:, None],
+            scale_a=rows.scales[:, None],
             scale_b=self.scale,
             out_dtype=torch.bfloat16,
             use_fast_accum=True,

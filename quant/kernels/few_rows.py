@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import functools
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import (
-    Kernel,
-    address,
-    hopper_source,
-    load_kernel,
-    number,
-    product_source,
-    tensor_map,
-)
+from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
 from model.engine.norm import Rows
 from quant.kernels.order import DEPTH
 
@@ -46,7 +37,7 @@ def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, onto: Tensor | N
         [
             tensor_map(values, room),
             tensor_map(matrix, _CHANNELS),
-            address(out), address(rows.scale), address(scale),
+            address(out), address(rows.scales), address(scale),
             *map(number, (tokens, width, steps, onto is not None)),
         ],
     )  # fmt: skip
@@ -55,7 +46,6 @@ def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, onto: Tensor | N
 
 @functools.cache
 def _kernel(room: int, split: int, _device: int | None) -> Kernel:
-    sizes = f"#define ROWS {room}\n#define SPLIT {split}\n#define STAGES {_STAGES}\n"
-    body = files("quant.kernels").joinpath("few_rows.cu").read_text(encoding="utf-8")
-    source = sizes + hopper_source() + product_source("product_channels", room) + body
-    return load_kernel(source, "few_rows", _STAGES * (_CHANNELS + room) * DEPTH + 1024)
+    sizes = {"ROWS": room, "SPLIT": split, "STAGES": _STAGES}
+    products, shared_bytes = [product_source("product_channels", room)], _STAGES * (_CHANNELS + room) * DEPTH + 1024
+    return load_file("quant.kernels", "few_rows.cu", "few_rows", sizes, products, shared_bytes)

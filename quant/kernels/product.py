@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import functools
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import (
-    Kernel,
-    address,
-    hopper_source,
-    load_kernel,
-    number,
-    product_source,
-    tensor_map,
-)
+from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
 from model.engine.norm import Rows
 from model.engine.routing import ROWS_TILE, ExpertTiles
 from quant.kernels.order import DEPTH
@@ -56,7 +47,7 @@ def multiply(
         [
             tensor_map(rows.values, ROWS_TILE),
             tensor_map(weight.view(experts * stored, k), columns // 2),
-            address(out), address(out_scale), address(rows.scale), address(rows.square if gate else None),
+            address(out), address(out_scale), address(rows.scales), address(rows.square if gate else None),
             address(scale), address(gate_scale),
             *map(address, named), *map(number, (tokens, scale.shape[-1], stored_tiles * columns, k // DEPTH)),
         ],
@@ -68,7 +59,5 @@ def _kernel(gated: bool, adds: bool, columns: int, _device: int | None) -> Kerne
     stage_bytes = (ROWS_TILE + columns) * DEPTH
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
     sizes = {"GATED": int(gated), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages}
-    source = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    source += hopper_source() + product_source("product_rows", columns)
-    source += files("quant.kernels").joinpath("product.cu").read_text(encoding="utf-8")
-    return load_kernel(source, "grouped", stages * stage_bytes + 1024)
+    products = [product_source("product_rows", columns)]
+    return load_file("quant.kernels", "product.cu", "grouped", sizes, products, stages * stage_bytes + 1024)

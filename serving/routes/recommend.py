@@ -77,10 +77,7 @@ async def recommend(body: RecommendRequest, services: Annotated[Services, Depend
         raise InvalidRequestError("history", f"must have at most {most} items, got {len(body.history)}")
     if (both := len(body.history) + len(body.liked)) > most:
         raise InvalidRequestError("liked", f"must have at most {most} items with the history, got {both}")
-    for name, items in question.items:
-        for position, item in enumerate(items):
-            if item not in services.catalogue:
-                raise InvalidRequestError(f"{name}[{position}]", f"no item is called {item!r}")
+    question.require_known(services.catalogue)
     answer = await services.splitter.recommend(body.user_id, question)
     return RecommendResponse(
         request_id=answer.request_id,

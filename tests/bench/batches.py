@@ -9,14 +9,12 @@ graph. Closed loops; both ways in one run. A replica that is given a GPU has two
 
 from __future__ import annotations
 
-import argparse
 import random
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from replica import KEY, begin_table, closed_loop, keep, ray_serve, serve_stand_in, shown
+from replica import KEY, begin_table, closed_loop, keep, options, ray_serve, serve_stand_in, shown
 
 from model.catalogue import Catalogue
 from model.engine.buckets import bucket_for, padded
@@ -60,10 +58,7 @@ def stand_in(_folder: str, _device: str) -> Ranker:
 
 def main() -> None:
     """Measure both ways at rising load; print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    told = options(__doc__)
     chance = random.Random(0)
     histories = [[f"item-{chance.randrange(ITEMS)}" for _ in range(HISTORY)] for _ in range(200)]
     numbers: dict[str, float] = {}
@@ -77,8 +72,8 @@ def main() -> None:
             serve_stand_in(stand_in, BATCH, gpus=gpus)
             answered(4, 2.0)
             for users in (1, 28, 56, 112):
-                numbers |= shown(users, way, answered(users, options.seconds))
-    keep(numbers, options.out)
+                numbers |= shown(users, way, answered(users, told.seconds))
+    keep(numbers, told.out)
 
 
 if __name__ == "__main__":

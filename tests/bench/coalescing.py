@@ -8,13 +8,11 @@ service's own: its client, HAProxy, Ray Serve and the replica. Closed loops; bot
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from replica import KEY, begin_table, closed_loop, keep, ray_serve, serve_stand_in, shown
+from replica import KEY, begin_table, closed_loop, keep, options, ray_serve, serve_stand_in, shown
 
 from serving.client import CALLS, HttpVariantClient
 from serving.variants import Ranker
@@ -50,10 +48,7 @@ def stand_in(_folder: str, _device: str) -> Ranker:
 
 def main() -> None:
     """Measure both ways at rising load; print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    told = options(__doc__)
     numbers: dict[str, float] = {}
     with ray_serve() as url:
         serve_stand_in(stand_in, BATCH)
@@ -65,10 +60,10 @@ def main() -> None:
         begin_table()
         for users in (1, 4, 28, 112):
             for way in WAYS:
-                numbers |= shown(users, way, answered(way, users, options.seconds))
+                numbers |= shown(users, way, answered(way, users, told.seconds))
             together, apart = (numbers[f"{way.replace(' ', '_')}_{users}_per_s"] for way in WAYS)
             numbers[f"times_as_many_{users}"] = together / apart
-    keep(numbers, options.out)
+    keep(numbers, told.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -22,6 +23,14 @@ from serving.settings import Settings
 from serving.variants import Loader, variant_app
 
 KEY = "key"
+
+
+def options(description: str | None) -> argparse.Namespace:
+    """What these benchmarks are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
 
 
 @contextlib.contextmanager

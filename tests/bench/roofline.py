@@ -276,7 +276,6 @@ class Recorder:
 
 def measured(decoder: Any, run: Callable[[], object], ceilings: Ceilings) -> list[Row]:
     """Rows of one decode: the median over some rounds of each call's time."""
-
     rounds, wholes, works = [], [], []
     for _ in range(ROUNDS + 1):
         recorder = Recorder(decoder.config)
