@@ -230,6 +230,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       u16 *to = (u16 *)out + (u64)first * width + column;
 #pragma unroll
       for (int i = 0; i < 4; ++i, to += (i == 2 ? 56 : 8) * (u64)width) {
+        if (i == 2 && t.half) break;
         if (first + 64 * (i / 2) + 8 * (i % 2) >= tokens) break;
         const u32 row = pack_bf16(one[i], one[i]);
 #if ADDS
