@@ -70,7 +70,7 @@ def intervals(readings: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> 
     highs = [reading["high"] if reading["high"] is not None else reading["value"] for _, reading in known]
     low, high = max(0.0, min(lows)), max(highs)
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        low, high = high - 0.5, low + 0.5
     x = Scale(low, high, 140, WIDTH - RIGHT - 8)
     height = 34 * len(known) + 34
     parts = []

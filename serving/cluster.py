@@ -43,6 +43,7 @@ Say = Callable[[str], None]
 
 _STOP_S = 10.0
 
+_RAYS_AGENT_PORT = 52_365  # free until Ray starts, which takes it for its dashboard agent
 _SPAN = 100
 """Ports for the replicas of one cluster: replacements take new ones while old ones are in quarantine."""
 
@@ -178,10 +179,16 @@ def _is_rays(process: psutil.Process) -> bool:
     return any(mark in command for mark in ("ray::", "/ray/", "raylet", "gcs_server", "haproxy"))
 
 
+def _port_for_proxies() -> int:
+    while (port := free_port()) == _RAYS_AGENT_PORT:
+        pass
+    return port
+
+
 def _own_ports() -> dict[str, str]:
     """Ports that Ray would fix for all clusters of a machine: free ones, so that several can live side by side."""
     single = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
-    ports = {f"RAY_SERVE_{name}": free_port() for name in single}
+    ports = {f"RAY_SERVE_{name}": _port_for_proxies() for name in single}
     for number, protocol in enumerate(("HTTP", "GRPC")):
         first = 20_000 + _SPAN * (2 * (os.getpid() % 50) + number)
         ports[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = first

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, confidence_sequence, intervals
@@ -157,6 +157,7 @@ share = st.floats(0, 1)
         st.tuples(share, st.one_of(st.none(), st.floats(-1, 1)), st.one_of(st.none(), share)), min_size=1, max_size=4
     )
 )
+@example([(0.0, 1.0, None)])
 def test_whatever_the_limits_intervals_are_well_formed(rows: list[Any]) -> None:
     svg = intervals([(f"arm{i}", reading(*row)) for i, row in enumerate(rows)], "CTR")
     assert not re.search(r"\b(nan|inf)\b", svg)
