@@ -112,13 +112,18 @@ class Kernel:
         _check("cuLaunchKernelEx", _driver().cuLaunchKernelEx(ctypes.byref(launch), self.handle, pointers, None))
 
 
-def load_file(
-    package: str, file: str, name: str, sizes: Mapping[str, int], products: Sequence[str], shared_bytes: int
+def load_files(
+    package: str,
+    names: Sequence[str],
+    kernel: str,
+    sizes: Mapping[str, int],
+    products: Sequence[str],
+    shared_bytes: int,
 ) -> Kernel:
-    """`load_kernel` of a file that needs `hopper_source()`, functions of `product_source`, and `sizes` as macros."""
+    """`load_kernel` of files that need `hopper_source()`, functions of `product_source`, and `sizes` as macros."""
     source = "".join(f"#define {macro} {value}\n" for macro, value in sizes.items()) + hopper_source()
-    source += "".join(products) + files(package).joinpath(file).read_text(encoding="utf-8")
-    return load_kernel(source, name, shared_bytes)
+    source += "".join(products) + "".join(files(package).joinpath(name).read_text(encoding="utf-8") for name in names)
+    return load_kernel(source, kernel, shared_bytes)
 
 
 def load_kernel(source: str, name: str, shared_bytes: int) -> Kernel:

@@ -20,11 +20,25 @@ __device__ __forceinline__ void store_shared(u32 address, u32 word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
-// Four 16-bit numbers from global memory, not later than here.
-__device__ __forceinline__ uint2 load_pair(const u16 *from) {
+// 16-bit numbers from and to global memory, in the order in which they stand in the program.
+__device__ __forceinline__ uint4 load_eight(const u16 *from) {
+  uint4 x;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+  return x;
+}
+
+__device__ __forceinline__ uint2 load_four(const u16 *from) {
   uint2 x;
   asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
   return x;
+}
+
+__device__ __forceinline__ void store_eight(u16 *to, uint4 x) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
+__device__ __forceinline__ void store_four(u16 *to, uint2 x) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
 }
 
 // ---- barriers -------------------------------------------------------------------------------------------------
@@ -41,13 +55,15 @@ __device__ __forceinline__ void barrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrive at the barrier that lies at the same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+// Where the same place lies in the shared memory of another block of the cluster.
+__device__ __forceinline__ u32 address_in(u32 address, u32 rank) {
+  u32 there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+__device__ __forceinline__ void barrier_arrive_there(u32 address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
 
 __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
@@ -120,6 +136,11 @@ __device__ __forceinline__ void copy_box_to_all(
       : "memory");
 }
 
+// Only as far as the L2 cache.
+__device__ __forceinline__ void prefetch_box(const TensorMap *map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row) : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const TensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -151,6 +172,9 @@ __device__ __forceinline__ void settle(u32 (&d)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
+
+// Of the rows of 64 and 64 that a thread of a warpgroup has parts of, the i-th, counted from the first.
+__device__ __forceinline__ constexpr int row_at(int i) { return 64 * (i / 2) + 8 * (i % 2); }
 
 template <int REGISTERS>
 __device__ __forceinline__ void registers_grow() {

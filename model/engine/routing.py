@@ -128,11 +128,11 @@ def choose(
     width, count = _width(experts), capacity(tokens, shared, experts, top_k) // ROWS_TILE
     share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=h.device)
     choice = Choice(empty(tokens, top_k), share, empty(width), ExpertTiles(empty(count), empty(count), empty(1)))
-    rows = min(64, max(16, _LOGITS // width))
+    rows = max(16, _LOGITS // width)
     tiles = choice.tiles
     _choose[(triton.cdiv(tokens, rows),)](
         h, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,
-        tokens, experts, d, eps, count, padded(tokens),
+        tokens, experts, d, eps, padded(tokens),
         TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **_CHOOSING, **OVERLAPPED,
     )  # fmt: skip
     return choice
@@ -159,7 +159,7 @@ def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight
 @triton.jit
 def _choose(
     h, router, bias, chosen, share, tally, begin, tile_expert, tile_filled, used,
-    tokens, experts, d, eps, n_tiles, padded,
+    tokens, experts, d, eps, padded,
     TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -211,12 +211,12 @@ def _choose(
     tl.debug_barrier()
     if tl.atomic_add(tally + WIDTH, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         count = tl.atomic_add(tally + expert, tl.zeros([WIDTH], tl.int32), sem="relaxed")
-        _plan(count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded, SHARED, TILE, CHUNK)
+        _plan(count, begin, tile_expert, tile_filled, used, tokens, padded, SHARED, TILE, CHUNK)
 
 
 @triton.jit
 def _plan(
-    count, begin, tile_expert, tile_filled, used, tokens, n_tiles, padded,
+    count, begin, tile_expert, tile_filled, used, tokens, padded,
     SHARED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """count [WIDTH]: rows of each expert -> where they begin, and each tile's expert."""
@@ -225,17 +225,17 @@ def _plan(
     start = end - room
     tl.store(begin + tl.arange(0, count.shape[0]), start)
     tl.store(used, (SHARED * padded + tl.sum(room, 0)) // TILE)
-    for one in tl.range(0, n_tiles, CHUNK):
+    expert = SHARED + tl.arange(0, count.shape[0])
+    for done in tl.range(0, tl.max(room, 0), TILE):
+        tile, there = (start + done) // TILE, done < room
+        tl.store(tile_expert + tile, expert, there)
+        tl.store(tile_filled + tile, tl.minimum(count - done, TILE), there)
+    of_all = SHARED * padded // TILE
+    for one in tl.range(0, of_all, CHUNK):
         tile = one + tl.arange(0, CHUNK)
         first = tile * TILE
-        into = first[:, None] - start[None, :]
-        mine = (into >= 0) & (into < room[None, :])
-        filled = tl.sum(tl.where(mine, tl.minimum(count[None, :] - into, TILE), 0), 1)
-        passed = tl.sum((end[None, :] <= first[:, None]).to(tl.int32), 1)
-        of_all = first < SHARED * padded
-        tl.store(tile_expert + tile, tl.where(of_all, first // padded, SHARED + passed), tile < n_tiles)
-        filled = tl.where(of_all, tl.minimum(tokens - first % padded, TILE), filled)
-        tl.store(tile_filled + tile, filled, tile < n_tiles)
+        tl.store(tile_expert + tile, first // padded, tile < of_all)
+        tl.store(tile_filled + tile, tl.minimum(tokens - first % padded, TILE), tile < of_all)
 
 
 @triton.jit

@@ -27,7 +27,8 @@ from model.engine.overlap import OVERLAPPED, in_turn
 GROUP = 128
 """Codes of a group, or all of a smaller codebook."""
 
-_CHUNK = 2048  # keys that a program looks at in one go
+_CHUNK, _SOME = 2048, 1024  # keys that a program looks at in one go: of all, and of those that are left in the end
+_STAGES = 4  # of which all but one are on their way
 _WARPS = 8
 _PER = 32  # candidates that a program ranks
 
@@ -95,7 +96,8 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     places = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
     left = torch.empty(batch, 2, n, dtype=torch.int32, device=keys.device)
     chunk = min(_CHUNK, triton.next_power_of_2(n))
-    _find[(batch,)](keys, left, places, n, k, CHUNK=chunk, num_warps=_WARPS, **OVERLAPPED)
+    sizes = {"CHUNK": chunk, "SOME": min(_SOME, chunk), "STAGES": _STAGES, "num_warps": _WARPS}
+    _find[(batch,)](keys, left, places, n, k, **sizes, **OVERLAPPED)
     return places
 
 
@@ -147,7 +149,7 @@ def _step(least, bit: tl.constexpr):
 
 
 @triton.jit
-def _find(keys, left, places, n, k, CHUNK: tl.constexpr):
+def _find(keys, left, places, n, k, CHUNK: tl.constexpr, SOME: tl.constexpr, STAGES: tl.constexpr):
     """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first.
 
     First each lane keeps the largest of its keys. The k-th largest of those is not above the one that is looked for,
@@ -157,16 +159,16 @@ def _find(keys, left, places, n, k, CHUNK: tl.constexpr):
     request = tl.program_id(0).to(tl.int64)
     base, out = keys + request * n, places + request * k
     left_keys, left_places = left + request * 2 * n, left + request * 2 * n + n
-    lane = tl.arange(0, CHUNK)
+    lane, few = tl.arange(0, CHUNK), tl.arange(0, SOME)
     top = tl.full([CHUNK], -2147483648, tl.int32)
-    for start in tl.range(0, n, CHUNK):
+    for start in tl.range(0, n, CHUNK, num_stages=STAGES):
         top = tl.maximum(top, tl.load(base + start + lane, start + lane < n, -2147483648))
     floor = tl.full([], -2147483648, tl.int32)
     for bit in tl.static_range(32):
         trial = _step(floor, bit)
         floor = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, floor)
     count = tl.full([], 0, tl.int32)
-    for start in tl.range(0, n, CHUNK):
+    for start in tl.range(0, n, CHUNK, num_stages=STAGES):
         here = start + lane < n
         x = tl.load(base + start + lane, here, -2147483648)
         flag = ((x >= floor) & here).to(tl.int32)
@@ -175,26 +177,26 @@ def _find(keys, left, places, n, k, CHUNK: tl.constexpr):
         tl.store(left_places + at, start + lane, flag > 0)
         count += tl.sum(flag, 0)
     tl.debug_barrier()  # other threads read what this one has written
-    some = tl.load(left_keys + lane, lane < count, -2147483648)  # mostly all
+    some = tl.load(left_keys + few, few < count, -2147483648)  # mostly all
     least = tl.full([], -2147483648, tl.int32)
     for bit in tl.static_range(32):
         trial = _step(least, bit)
-        reached = ((some >= trial) & (lane < count)).to(tl.int32)
-        for start in tl.range(CHUNK, count, CHUNK):
-            x = tl.load(left_keys + start + lane, start + lane < count, -2147483648)
-            reached += ((x >= trial) & (start + lane < count)).to(tl.int32)
+        reached = ((some >= trial) & (few < count)).to(tl.int32)
+        for start in tl.range(SOME, count, SOME):
+            x = tl.load(left_keys + start + few, start + few < count, -2147483648)
+            reached += ((x >= trial) & (start + few < count)).to(tl.int32)
         least = tl.where(tl.sum(reached, 0) >= k, trial, least)
-    above = tl.zeros([CHUNK], tl.int32)
-    for start in tl.range(0, count, CHUNK):
-        x = tl.load(left_keys + start + lane, start + lane < count, -2147483648)
-        above += ((x > least) & (start + lane < count)).to(tl.int32)
+    above = tl.zeros([SOME], tl.int32)
+    for start in tl.range(0, count, SOME):
+        x = tl.load(left_keys + start + few, start + few < count, -2147483648)
+        above += ((x > least) & (start + few < count)).to(tl.int32)
     equals = k - tl.sum(above, 0)
     done = tl.full([], 0, tl.int32)
     seen = tl.full([], 0, tl.int32)
-    for start in tl.range(0, count, CHUNK):
-        here = start + lane < count
-        x = tl.load(left_keys + start + lane, here, -2147483648)
-        place = tl.load(left_places + start + lane, here, 0)
+    for start in tl.range(0, count, SOME):
+        here = start + few < count
+        x = tl.load(left_keys + start + few, here, -2147483648)
+        place = tl.load(left_places + start + few, here, 0)
         equal = ((x == least) & here).to(tl.int32)
         order = seen + tl.cumsum(equal, 0)
         take = ((x > least) & here) | ((equal > 0) & (order <= equals))

@@ -13,6 +13,8 @@ from torch import Tensor
 from model.engine.norm import Rows, from_the_last, scale_of
 from model.engine.overlap import OVERLAPPED, in_turn
 
+_NUMBERS = 2048  # of a row that a warp holds: with more warps a row's would wait for each other
+
 
 def self_attention(
     qkv: Tensor,
@@ -30,7 +32,7 @@ def self_attention(
     int64 [B·R]. beams: R. At most three tokens, the model's own length.
     """
     rows, width = qkv.shape
-    d = width // 3
+    d, block = width // 3, triton.next_power_of_2(heads)
     values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else qkv.dtype, device=qkv.device)
     scale = torch.empty(rows, dtype=torch.float32, device=qkv.device) if eight else None
     _self_attention[(rows,)](
@@ -44,9 +46,9 @@ def self_attention(
         beams,
         (d // heads) ** -0.5,
         HEADS=heads,
-        HEADS_BLOCK=triton.next_power_of_2(heads),
+        HEADS_BLOCK=block,
         HEAD_DIM=d // heads,
-        num_warps=4,
+        num_warps=max(1, block * (d // heads) // _NUMBERS),
         **OVERLAPPED,
     )
     return Rows(values, scale)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
+from model.engine.cuda_module import Kernel, address, load_files, number, product_source, tensor_map
 from model.engine.norm import Rows
 from quant.kernels.one_query import one_query_attention
 from quant.kernels.order import HEAD_DIM, KEYS
@@ -77,4 +77,4 @@ def _kernel(_device: int | None) -> Kernel:
     scores = product_source("product_scores", KEYS // 2, a_in_registers=True, halves=True)
     values = product_source("product_values", HEAD_DIM + _ONES, a_in_registers=True)
     sizes = {"STAGES": _STAGES}
-    return load_file("quant.kernels", "attention.cu", "cross_attention", sizes, [scores, values], _SHARED_BYTES)
+    return load_files("quant.kernels", ["attention.cu"], "cross_attention", sizes, [scores, values], _SHARED_BYTES)

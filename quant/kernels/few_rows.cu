@@ -85,7 +85,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(160) 
   const int share = ROWS * CHANNELS / 2 / SPLIT;  // pairs of channels of a token that a block writes
   for (int pair = rank * share + threadIdx.x; pair < (rank + 1) * share; pair += 160) {
     const int token = pair / (CHANNELS / 2), place = 2 * (pair % (CHANNELS / 2));
-    const int column = channel + place / 16 * 16 + place % 8 * 2 + place / 8 % 2 * 2;
+    const int column = channel + place / 32 * 32 + place % 8 * 4 + place / 8 % 4 * 2;
     if (token >= tokens || column >= width) continue;
     float first = 0.0f, second = 0.0f;
 #pragma unroll

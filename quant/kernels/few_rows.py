@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
+from model.engine.cuda_module import Kernel, address, load_files, number, product_source, tensor_map
 from model.engine.norm import Rows
 from quant.kernels.order import DEPTH
 
@@ -48,4 +48,4 @@ def few_rows_product(rows: Rows, matrix: Tensor, scale: Tensor, onto: Tensor | N
 def _kernel(room: int, split: int, _device: int | None) -> Kernel:
     sizes = {"ROWS": room, "SPLIT": split, "STAGES": _STAGES}
     products, shared_bytes = [product_source("product_channels", room)], _STAGES * (_CHANNELS + room) * DEPTH + 1024
-    return load_file("quant.kernels", "few_rows.cu", "few_rows", sizes, products, shared_bytes)
+    return load_files("quant.kernels", ["few_rows.cu"], "few_rows", sizes, products, shared_bytes)

@@ -19,7 +19,7 @@ KEYS = 128
 DEPTH = 128
 """Products sum up in steps of this many: widths must be multiples of it."""
 
-UNIT = 16
+UNIT = 32
 """Rows of a matrix are reordered among so many, unless it is gated."""
 
 COLUMNS = 176
@@ -53,24 +53,28 @@ def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return keys[:, :, order].view(key.dtype), values.view(key.dtype)
 
 
-def row_order(columns: int, *, gated: bool) -> Tensor:
-    """[columns]: the output (of a gated product the gate 2i or linear part 2i + 1) that a tile's stored row makes.
+def row_order(*, gated: bool) -> Tensor:
+    """[UNIT], or of a gated product [COLUMNS]: the output that each stored row of them makes.
 
-    A thread's 22 gated outputs of a row of COLUMNS are written as sixteen, four and two that lie side by side.
+    A thread has eight outputs of a unit side by side. Its 22 of a gated tile are written as sixteen, four and two that
+    lie so; a gated product's row 2i is the gate and 2i + 1 the linear part of output i.
     """
-    row = torch.arange(columns)
+    row = torch.arange(COLUMNS if gated else UNIT)
     j, q, e = row // 8, row % 8 // 2, row % 2
     if not gated:
-        return 16 * (j // 2) + 4 * q + 2 * (j % 2) + e
+        return 8 * q + 2 * j + e
     output = torch.where(j < 16, 16 * q + j, torch.where(j < 20, 48 + 4 * q + j, 60 + 2 * q + j))
     return 2 * output + e
 
 
 def in_row_order(codes: Tensor, columns: int, *, gated: bool) -> Tensor:
-    """Codes [E, N, K] of one byte -> [E, N', K]: each tile's rows as in `row_order`, those behind the N-th zero."""
+    """Codes [E, N, K] of one byte -> [E, N', K]: rows as in `row_order`, those behind the N-th zero, N' a multiple of
+    `columns`. N is a multiple of UNIT, unless gated."""
     experts, n, k = codes.shape
     stored = -(-n // columns) * columns
-    raw = torch.zeros(experts, stored, k, dtype=torch.uint8, device=codes.device)
+    order = row_order(gated=gated)
+    blocks = -(-stored // order.shape[0])
+    raw = torch.zeros(experts, blocks * order.shape[0], k, dtype=torch.uint8, device=codes.device)
     raw[:, :n] = codes.view(torch.uint8)
-    order = (columns * torch.arange(stored // columns)[:, None] + row_order(columns, gated=gated)).flatten()
-    return raw[:, order.to(codes.device)].view(codes.dtype)
+    places = (order.shape[0] * torch.arange(blocks)[:, None] + order).flatten()[:stored]
+    return raw[:, places.to(codes.device)].view(codes.dtype)

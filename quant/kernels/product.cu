@@ -2,15 +2,14 @@
 // layouts.
 // Two blocks form a cluster: they multiply the two row tiles of a pair with the same columns, and where both tiles
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
-// tiles in turns, so that one multiplies while the other writes its results. Of a tile whose lower half is nobody's,
-// as many an expert's last is, only the upper half is multiplied and written.
+// tiles in turns, so that one multiplies while the other writes its results: see plain_rows.cuh and gated_rows.cuh. Of a
+// tile whose lower half is nobody's, as many an expert's last is, only the upper half is multiplied and written.
 
 #define ROWS 128
 #define DEPTH 128
 #define ROWS_HALF (ROWS / 2 * DEPTH)
 #define COLUMNS_HALF (COLUMNS / 2 * DEPTH)
 #define STAGE_BYTES ((ROWS + COLUMNS) * DEPTH)
-#define OUTPUTS (GATED ? COLUMNS / 2 : COLUMNS)  // of a tile
 
 struct Tile {
   int row, column, expert;
@@ -44,7 +43,7 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const T
 // Sums over a tile's upper half or both, from the ring's stage on; the last product is on its way, of stage `before`.
 template <int HALVES>
 __device__ __forceinline__ void multiply(
-    float (&acc)[2][COLUMNS / 2], u64 described, u32 full, u32 empty, int steps, int &stage, int &phase, int &before,
+    float (&acc)[2][COLUMNS / 2], u64 described, u32 full, u32 freed, int steps, int &stage, int &phase, int &before,
     int lane) {
   for (int step = 0; step < steps; ++step) {
     barrier_wait(full + 8 * stage, phase);
@@ -58,40 +57,25 @@ __device__ __forceinline__ void multiply(
     products_commit();
     if (step) {
       products_wait<1>();
-      if (lane < 2) barrier_arrive_at(empty + 8 * before, lane);
+      if (lane < 2) barrier_arrive_there(freed + 8 * before);
     }
     before = stage;
     if (++stage == STAGES) stage = 0, phase ^= 1;
   }
 }
 
-// silu(gate) · linear of COUNT outputs whose pairs of sums lie four registers apart, scaled and as codes. The factors of
-// the gates lie behind those of all linear parts. half: half the row's scale, twice, as to_codes is.
-template <int COUNT>
-__device__ __forceinline__ u32 gated(const float *pairs, const u16 *factor, u32 half, u32 to_codes) {
-  float y[4] = {};
-#pragma unroll
-  for (int k = 0; k < COUNT; k += 2) {
-    const u32 gate = pack_bf16(pairs[4 * k], pairs[4 * k + 4]), linear = pack_bf16(pairs[4 * k + 1], pairs[4 * k + 5]);
-    const u32 x = bf16_mul(bf16_mul(gate, *(const u32 *)(factor + OUTPUTS + k)), half);  // silu(2x) = x + x·tanh(x)
-    const u32 z = bf16_mul(
-        bf16_fma(x, bf16_tanh(x), x), bf16_mul(bf16_mul(linear, *(const u32 *)(factor + k)), to_codes));
-    y[k] = bf16_low(z), y[k + 1] = bf16_high(z);
-  }
-  return pack_e4m3(y[0], y[1], y[2], y[3]);
-}
-
-// tokens: rows that there are. width: columns written; with ADDS they are added to what `out` holds. scale [E, width], for
-// a gated product gate_scale [E, width] besides. stored: rows that each expert's matrix has, a multiple of COLUMNS.
-// steps: times DEPTH is what is summed over.
+// tokens: rows that there are. width: columns written; with ADDS they are added to what `out` holds, as `held` describes.
+// scale [E, width], for a gated product gate_scale [E, width] besides. stored: rows that each expert's matrix has, a
+// multiple of COLUMNS. steps: times DEPTH is what is summed over.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
-    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight, void *out, float *out_scale,
-    const float *row_scale, const float *row_square, const float *scale, const float *gate_scale,
+    const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight,
+    const __grid_constant__ TensorMap held, void *out, float *out_scale, const float *row_scale, const float *row_square,
+    const float *scale, const float *gate_scale,
     const int *expert_of_tile, const int *filled, const int *used_tiles, int tokens, int width, int stored, int steps) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
-  __shared__ alignas(8) u16 factors[2][COLUMNS];  // in bfloat16; gated: of the linear parts, then of the gates
+  __shared__ alignas(16) u16 factors[2][FACTORS];  // in bfloat16
   const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
   const u32 rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -117,6 +101,13 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       for (int item = cluster; item < items; item += clusters) {
         const Tile t = tile_of(item, columns, rank, tiles);
         const int from = t.expert * stored + t.column * COLUMNS;
+#if ADDS
+        if (threadIdx.x == 0) {
+#pragma unroll
+          for (int column = 0; column < FACTORS; column += 64)
+            prefetch_box(&held, 2 * (t.column * COLUMNS / 32 * 32 + column), t.row);
+        }
+#endif
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
@@ -139,6 +130,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
   } else {
     registers_grow<240>();
     const int group = team - 1, thread = threadIdx.x % 128, lane = threadIdx.x % 32, q = lane % 4;
+    const u32 freed = address_in(empty, lane % 2);
     u16 *factor = factors[group];
     const u64 described = matrix_descriptor(stages);
     float acc[2][COLUMNS / 2];
@@ -151,107 +143,67 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     }
     for (int item = cluster + group * clusters; item < items; item += 2 * clusters) {
       const Tile t = tile_of(item, columns, rank, tiles);
-      const int first = t.row + thread / 32 * 16 + lane / 4;
+      const int local = thread / 32 * 16 + lane / 4, first = t.row + local;
+      const int below = t.real ? min(t.half ? ROWS / 2 : ROWS, tokens - t.row) - local : 0;
+#if !GATED
+      const int begin = t.column * COLUMNS / 32 * 32, left = width - begin - 8 * q;
+      const bool odd = MIDWAY && t.column % 2;
+      u16 *to = (u16 *)out + (u64)first * width + begin + 8 * q;
+      Part part;  // what comes first is on its way before the products
+      if (ADDS && below > 0) odd ? load<MIDWAY>(part, to, left) : load<0>(part, to, left);
+#endif
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;
-#if ADDS
-      // A row of what is added to comes while the one before it is written, the first of all behind the products.
-      const u16 *from = (const u16 *)out + (u64)first * width + t.column * COLUMNS + 4 * q;
-      uint2 held[COLUMNS / 16];
-#pragma unroll
-      for (int g = 0; g < COLUMNS / 16; ++g) {
-        if (first < tokens && t.column * COLUMNS + 4 * q + 16 * g < width) held[g] = load_pair(from + 16 * g);
-      }
-#endif
       if (t.half) {
-        multiply<1>(acc, described, full, empty, steps, stage, phase, before, lane);
+        multiply<1>(acc, described, full, freed, steps, stage, phase, before, lane);
       } else {
-        multiply<2>(acc, described, full, empty, steps, stage, phase, before, lane);
+        multiply<2>(acc, described, full, freed, steps, stage, phase, before, lane);
       }
       let_meet(4 - group, 256);
       float fetched[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int place = 128 * i + thread, column = t.column * OUTPUTS + place % OUTPUTS;
+        const int place = 128 * i + thread;
+#if GATED
+        const int column = t.column * OUTPUTS + place % OUTPUTS;
         const float *from = place < OUTPUTS ? scale : gate_scale;
-        fetched[i] = place < COLUMNS && column < width ? from[(u64)t.expert * width + column] : 0.0f;
+#else
+        const int column = begin + place;
+        const float *from = scale;
+#endif
+        fetched[i] = place < FACTORS && column < width ? from[(u64)t.expert * width + column] : 0.0f;
       }
       float one[4];
 #if GATED
-      float square[4];
+      float bound[4];
 #endif
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = first + 64 * (i / 2) + 8 * (i % 2);
-        one[i] = t.real && row < tokens ? row_scale[row] : 0.0f;
+        one[i] = row_at(i) < below ? row_scale[first + row_at(i)] : 0.0f;
 #if GATED
-        square[i] = t.real && row < tokens ? row_square[row] : 1.0f;
+        bound[i] = row_at(i) < below ? row_square[first + row_at(i)] * (1.0f / 448.0f) : 1.0f;
 #endif
       }
       products_wait<0>();
-      if (lane < 2) barrier_arrive_at(empty + 8 * before, lane);
+      if (lane < 2) barrier_arrive_there(freed + 8 * before);
       stage += skip, phase ^= turns & 1;
       if (stage >= STAGES) stage -= STAGES, phase ^= 1;
       meet(1 + group, 128);
-      if (thread < COLUMNS) factor[thread] = pack_bf16(fetched[0], 0.0f);
-      if (thread < COLUMNS - 128) factor[128 + thread] = pack_bf16(fetched[1], 0.0f);
+      if (thread < FACTORS) factor[thread] = pack_bf16(fetched[0], 0.0f);
+      if (thread < FACTORS - 128) factor[128 + thread] = pack_bf16(fetched[1], 0.0f);
       meet(1 + group, 128);
-      if (!t.real) continue;
 #if GATED
-      // Column 8j + 2q + e of a tile is the gate (e = 0) or the linear part (e = 1) of output 16q + j, from j = 16 on
-      // of 64 + 4q + j - 16, from j = 20 on of 80 + 2q + j - 20.
-      const int column = t.column * OUTPUTS;
+      const int begin = t.column * OUTPUTS;
+      if (t.column == 0 && q == 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i == 2 && t.half) break;
-        const int row = first + 64 * (i / 2) + 8 * (i % 2);
-        if (row >= tokens) break;
-        const float bound = square[i] * (1.0f / 448.0f), ratio = __fdividef(one[i], bound);
-        const u32 half = pack_bf16(0.5f * one[i], 0.5f * one[i]), to_codes = pack_bf16(ratio, ratio);
-        if (t.column == 0 && q == 0) out_scale[row] = bound;
-        const float *pairs = acc[i / 2] + 2 * (i % 2);
-        u8 *to = (u8 *)out + (u64)row * width + column;
-#pragma unroll
-        for (int w = 0; w < 4; w += 2) {
-          const u32 low = gated<4>(pairs + 16 * w, factor + 16 * q + 4 * w, half, to_codes);
-          const u32 high = gated<4>(pairs + 16 * (w + 1), factor + 16 * q + 4 * (w + 1), half, to_codes);
-          if (column + 16 * q + 4 * w < width) *(uint2 *)(to + 16 * q + 4 * w) = make_uint2(low, high);
-        }
-        const u32 word = gated<4>(pairs + 64, factor + 64 + 4 * q, half, to_codes);
-        if (column + 64 + 4 * q < width) *(u32 *)(to + 64 + 4 * q) = word;
-        const u32 last = gated<2>(pairs + 80, factor + 80 + 2 * q, half, to_codes);
-        if (column + 80 + 2 * q < width) *(u16 *)(to + 80 + 2 * q) = (u16)last;
+        for (int i = 0; i < 4; ++i)
+          if (row_at(i) < below) out_scale[first + row_at(i)] = bound[i];
       }
+      store_gated_rows((u8 *)out + (u64)first * width + begin, acc, factor, one, bound, below, width, width - begin, q);
 #else
-      // Column 8j + 2q + e of a tile is output 16·(j/2) + 4q + 2·(j%2) + e. Sums are rounded before they are scaled:
-      // products in 32 bit would keep the tensor cores from the other warpgroup's.
-      const int column = t.column * COLUMNS + 4 * q;
-      u16 *to = (u16 *)out + (u64)first * width + column;
-#pragma unroll
-      for (int i = 0; i < 4; ++i, to += (i == 2 ? 56 : 8) * (u64)width) {
-        if (i == 2 && t.half) break;
-        if (first + 64 * (i / 2) + 8 * (i % 2) >= tokens) break;
-        const u32 row = pack_bf16(one[i], one[i]);
-#if ADDS
-        from += (i == 1 ? 56 : 8) * (u64)width;
-        const bool more = i < 3 && !(i == 1 && t.half) && first + 64 * ((i + 1) / 2) + 8 * ((i + 1) % 2) < tokens;
-#endif
-#pragma unroll
-        for (int g = 0; g < COLUMNS / 16; ++g) {
-          const uint2 s = *(const uint2 *)(factor + 16 * g + 4 * q);
-          const float *four = acc[i / 2] + 8 * g + 2 * (i % 2);
-          uint2 words = make_uint2(
-              bf16_mul(bf16_mul(pack_bf16(four[0], four[1]), s.x), row),
-              bf16_mul(bf16_mul(pack_bf16(four[4], four[5]), s.y), row));
-          if (column + 16 * g >= width) break;
-#if ADDS
-          words = make_uint2(bf16_add(words.x, held[g].x), bf16_add(words.y, held[g].y));
-          if (more) held[g] = load_pair(from + 16 * g);
-#endif
-          *(uint2 *)(to + 16 * g) = words;
-        }
-      }
+      odd ? store_rows<MIDWAY>(to, acc, factor + 8 * q, one, below, width, left, part)
+          : store_rows<0>(to, acc, factor + 8 * q, one, below, width, left, part);
 #endif
     }
   }

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from model.engine.cuda_module import Kernel, address, load_file, number, product_source, tensor_map
+from model.engine.cuda_module import Kernel, address, load_files, number, product_source, tensor_map
 from model.engine.norm import Rows
 from model.engine.routing import ROWS_TILE, ExpertTiles
 from quant.kernels.order import DEPTH
@@ -47,6 +47,7 @@ def multiply(
         [
             tensor_map(rows.values, ROWS_TILE),
             tensor_map(weight.view(experts * stored, k), columns // 2),
+            tensor_map(out.view(torch.uint8), ROWS_TILE),
             address(out), address(out_scale), address(rows.scales), address(rows.square if gate else None),
             address(scale), address(gate_scale),
             *map(address, named), *map(number, (tokens, scale.shape[-1], stored_tiles * columns, k // DEPTH)),
@@ -60,4 +61,5 @@ def _kernel(gated: bool, adds: bool, columns: int, _device: int | None) -> Kerne
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
     sizes = {"GATED": int(gated), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages}
     products = [product_source("product_rows", columns)]
-    return load_file("quant.kernels", "product.cu", "grouped", sizes, products, stages * stage_bytes + 1024)
+    results = "gated_rows.cuh" if gated else "plain_rows.cuh"
+    return load_files("quant.kernels", [results, "product.cu"], "grouped", sizes, products, stages * stage_bytes + 1024)

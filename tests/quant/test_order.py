@@ -43,7 +43,7 @@ def test_a_threads_mixed_features_lie_sixteen_side_by_side(thread: int) -> None:
 
 @pytest.mark.parametrize("thread", range(4))
 def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: int) -> None:
-    order = row_order(COLUMNS, gated=True).tolist()
+    order = row_order(gated=True).tolist()
     held = [order[column] for column in columns_of(thread, COLUMNS)]
     pieces = [*range(16 * thread, 16 * thread + 16), *range(64 + 4 * thread, 68 + 4 * thread)]
     pieces += range(80 + 2 * thread, 82 + 2 * thread)
@@ -51,15 +51,12 @@ def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: i
 
 
 @pytest.mark.parametrize("thread", range(4))
-def test_a_threads_plain_outputs_lie_four_side_by_side(thread: int) -> None:
-    order = row_order(COLUMNS, gated=False).tolist()
-    held = [order[column] for column in columns_of(thread, COLUMNS)]
-    assert held == [16 * g + 4 * thread + i for g in range(COLUMNS // 16) for i in range(4)]
+def test_a_threads_plain_outputs_lie_eight_side_by_side(thread: int) -> None:
+    order = row_order(gated=False).tolist()
+    assert [order[column] for column in columns_of(thread, UNIT)] == [8 * thread + i for i in range(8)]
 
 
-@pytest.mark.parametrize(
-    "order", [key_order(), feature_order(), row_order(COLUMNS, gated=True), row_order(COLUMNS, gated=False)]
-)
+@pytest.mark.parametrize("order", [key_order(), feature_order(), row_order(gated=True), row_order(gated=False)])
 def test_every_place_is_taken_once(order: torch.Tensor) -> None:
     assert torch.equal(order.sort().values, torch.arange(order.shape[0]))
 
@@ -82,17 +79,24 @@ def test_packing_moves_every_code_to_its_place_and_pads_with_zeros(length: int) 
     assert not bool(values[..., length:].any())
 
 
-def test_without_gates_the_order_of_any_tile_is_that_of_sixteen() -> None:
-    codes = torch.randint(1, 127, (1, 3 * COLUMNS, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
-    stored = in_row_order(codes, COLUMNS, gated=False).view(torch.uint8)
-    assert torch.equal(stored, in_row_order(codes, UNIT, gated=False).view(torch.uint8))
+@pytest.mark.parametrize("columns", [UNIT, COLUMNS])
+def test_plain_rows_keep_their_order_however_wide_the_tiles_and_those_behind_the_last_are_zero(columns: int) -> None:
+    codes = torch.randint(1, 127, (2, 7 * UNIT, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
+    stored = in_row_order(codes, columns, gated=False).view(torch.uint8)
+    assert stored.shape == (2, -(-7 * UNIT // columns) * columns, 128)
+    order = row_order(gated=False).tolist()
+    for row in range(stored.shape[1]):
+        source = row // UNIT * UNIT + order[row % UNIT]
+        there = source < 7 * UNIT
+        expected = codes.view(torch.uint8)[:, source] if there else torch.zeros(2, 128, dtype=torch.uint8)
+        assert torch.equal(stored[:, row], expected)
 
 
-def test_experts_rows_behind_the_last_are_zero() -> None:
+def test_gated_rows_are_ordered_by_tile_and_those_behind_the_last_are_zero() -> None:
     codes = torch.randint(1, 127, (2, 200, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
-    stored = in_row_order(codes, COLUMNS, gated=False).view(torch.uint8)
+    stored = in_row_order(codes, COLUMNS, gated=True).view(torch.uint8)
     assert stored.shape == (2, 2 * COLUMNS, 128)
-    order = row_order(COLUMNS, gated=False).tolist()
+    order = row_order(gated=True).tolist()
     for row in range(2 * COLUMNS):
         source = row // COLUMNS * COLUMNS + order[row % COLUMNS]
         expected = codes.view(torch.uint8)[:, source] if source < 200 else torch.zeros(2, 128, dtype=torch.uint8)
