@@ -48,7 +48,10 @@ class Catalogue:
 
     def indices(self, item_ids: Iterable[str]) -> list[int]:
         """Indices of several items; raises ModelError naming the first unknown one."""
-        return [self.index_of(item_id) for item_id in item_ids]
+        try:
+            return list(map(self._index.__getitem__, item_ids))
+        except KeyError as unknown:
+            raise ModelError(f"history: unknown item {unknown.args[0]!r}") from None
 
     def title(self, item_id: str) -> str:
         """The title, or the id itself where none is known."""

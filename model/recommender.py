@@ -19,7 +19,7 @@ from model.context_tokens import UserTokens, packed, padded
 from model.errors import ModelError
 from model.onerec import OneRecV2
 from model.semantic_ids import Tokenizer
-from model.signals import Request, indexed, signals_of
+from model.signals import Request, UserSignals, indexed, signals_of
 from model.trie import ItemTrie
 
 DEFAULT_BEAM_WIDTH = 32
@@ -86,7 +86,6 @@ class Recommender:
         placed = model.to(device=device, dtype=chosen)
         return cls(placed, files.catalogue, files.tokenizer, beam_width, digest=files.digest, cache_bytes=cache_bytes)
 
-    @torch.inference_mode()
     def recommend(
         self,
         histories: Sequence[Request[str]],
@@ -101,11 +100,21 @@ class Recommender:
         left out wherever they stand. An empty history is answered from the profile token alone. Fewer than k items
         come back only when fewer are unseen. Raises ModelError naming an unknown item, or k, or beam_width.
         """
+        return self.best(list(map(self.indexed, histories)), k, beam_width, filter_seen=filter_seen)
+
+    def indexed(self, history: Request[str]) -> UserSignals[int]:
+        """A request with the catalogue's indices, ready for `best`. Raises ModelError naming an unknown item."""
+        return indexed(signals_of(history), self.catalogue)
+
+    @torch.inference_mode()
+    def best(
+        self, known: Sequence[Request[int]], k: int, beam_width: int | None = None, *, filter_seen: bool = True
+    ) -> list[list[Scored]]:
+        """As `recommend`, of requests that `indexed` has made."""
         if not 1 <= k <= len(self.catalogue):
             raise ModelError(f"k: must be in 1..{len(self.catalogue)}, got {k}")
-        if not histories:
+        if not known:
             return []
-        known = [indexed(signals_of(history), self.catalogue) for history in histories]
         items, scores = self.rank(known, max(k, beam_width or self.beam_width), filter_seen=filter_seen)
         ids = self.catalogue.ids
         return [

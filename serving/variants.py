@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.errors import ModelError
 from model.signals import Request as Known
 from model.signals import UserSignals
 from serving.client import INTERNAL_HEADER
@@ -60,7 +62,10 @@ class Ranker(Protocol):
     @property
     def catalogue(self) -> Any: ...
 
-    def recommend(self, histories: Sequence[Known[str]], k: int) -> Sequence[Sequence[Scored]]: ...
+    def indexed(self, history: Known[str], /) -> Any:
+        """A request as `best` takes it: items are looked up once, and by whoever asks. Raises ModelError."""
+
+    def best(self, known: Sequence[Any], k: int, /) -> Sequence[Sequence[Scored]]: ...
 
 
 @runtime_checkable
@@ -81,6 +86,14 @@ def load_checkpoint(folder: str, device: str, *, beam_width: int, engine: bool =
     return load_recommender(folder, device, beam_width=beam_width, engine=engine)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question on its way to the model: what is known, as the model has indexed it, and how many items."""
+
+    known: Any
+    k: int
+
+
 class Variant:
     """One replica. `answer` serves deployment handles, calls over HTTP land in `__call__`."""
 
@@ -97,7 +110,7 @@ class Variant:
         self._threads = ThreadPoolExecutor(batches, thread_name_prefix="model")
         self._failures = 0
         self._begun_s: list[float] = []  # of the batches that are under way
-        self._batched: Callable[[Question], Any] = serve.batch(
+        self._batched: Callable[[_Asked], Any] = serve.batch(
             max_batch_size=settings.batch_size,
             batch_wait_timeout_s=settings.batch_wait_s,
             max_concurrent_batches=batches,
@@ -107,15 +120,19 @@ class Variant:
             widths = [min(USUAL_K, items), min(MAX_K, items)]
             self._model.warm_up(settings.batch_size, widths, settings.history_max)
         for size in {1, settings.batch_size}:
-            self._rank([Question([], 1)] * size)
+            self._rank([_Asked(self._model.indexed([]), 1)] * size)
         _log.info("%s: ready after %.1f s", name, time.monotonic() - began_s)
 
     async def answer(self, question: Question) -> list[tuple[str, float]]:
         """The best items and their scores. Raises InvalidRequestError naming the field."""
         if not 1 <= question.k <= MAX_K:
             raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {question.k}")
-        question.require_known(self._model.catalogue)
-        items: list[tuple[str, float]] = await self._batched(question)
+        try:
+            known = self._model.indexed(_known(question))
+        except ModelError:
+            question.require_known(self._model.catalogue)  # says which
+            raise
+        items: list[tuple[str, float]] = await self._batched(_Asked(known, question.k))
         return items[: question.k]
 
     async def __call__(self, request: Request) -> Response:
@@ -156,7 +173,7 @@ class Variant:
         if since_s is not None and time.monotonic() - since_s > _STUCK_S:
             raise RuntimeError(f"{self._name}: a batch has been running for more than {_STUCK_S:g} s")
 
-    async def _answer_many(self, asked: list[Question]) -> list[list[tuple[str, float]]]:
+    async def _answer_many(self, asked: list[_Asked]) -> list[list[tuple[str, float]]]:
         loop = asyncio.get_running_loop()
         begun_s = time.monotonic()
         self._begun_s.append(begun_s)
@@ -171,14 +188,14 @@ class Variant:
         self._failures = 0
         return ranked
 
-    def _rank(self, asked: list[Question]) -> list[list[tuple[str, float]]]:
+    def _rank(self, asked: list[_Asked]) -> list[list[tuple[str, float]]]:
         """Two fixed lengths, whatever was asked: a longer list searches wider, so a neighbour could change yours."""
         answers: list[list[tuple[str, float]]] = [[] for _ in asked]
         for least, most in ((1, USUAL_K), (USUAL_K + 1, MAX_K)):
-            members = [place for place, question in enumerate(asked) if least <= question.k <= most]
+            members = [place for place, one in enumerate(asked) if least <= one.k <= most]
             if members:
                 width = min(most, len(self._model.catalogue))
-                ranked = self._model.recommend([_known(asked[place]) for place in members], width)
+                ranked = self._model.best([asked[place].known for place in members], width)
                 for place, items in zip(members, ranked, strict=True):
                     answers[place] = [(item.item_id, item.score) for item in items]
         return answers

@@ -19,7 +19,7 @@ from replica import KEY, begin_table, closed_loop, keep, options, ray_serve, ser
 from model.catalogue import Catalogue
 from model.engine.buckets import bucket_for, padded
 from model.recommender import Scored
-from model.signals import indexed, signals_of
+from model.signals import Request, UserSignals, indexed, signals_of
 from serving.client import HttpVariantClient
 from serving.variants import Ranker
 
@@ -42,13 +42,16 @@ class StandIn:
         self.catalogue = catalogue()
         self._device = threading.Lock()
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int) -> list[list[Scored]]:
+    def indexed(self, history: Request[str]) -> UserSignals[int]:
+        """As a recommender does."""
+        return indexed(signals_of(history), self.catalogue)
+
+    def best(self, known: Sequence[Request[int]], k: int) -> list[list[Scored]]:
         """k items for each."""
-        known = [indexed(signals_of(history), self.catalogue) for history in histories]
-        padded(bucket_for(len(histories), BEAM, HISTORY), known, HISTORY)
+        padded(bucket_for(len(known), BEAM, HISTORY), known, HISTORY)
         with self._device:
             time.sleep(BATCH_S)
-        return [[Scored(self.catalogue.ids[place], -float(place)) for place in range(k)] for _ in histories]
+        return [[Scored(self.catalogue.ids[place], -float(place)) for place in range(k)] for _ in known]
 
 
 def stand_in(_folder: str, _device: str) -> Ranker:

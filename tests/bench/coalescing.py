@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from replica import KEY, begin_table, closed_loop, keep, options, ray_serve, serve_stand_in, shown
 
@@ -35,10 +36,14 @@ class StandIn:
 
     catalogue = dict.fromkeys(HISTORY)
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int) -> list[list[Scored]]:
+    def indexed(self, history: Any) -> Any:
+        """As it is."""
+        return history
+
+    def best(self, known: Sequence[Any], k: int) -> list[list[Scored]]:
         """k items for each."""
         time.sleep(BATCH_S)
-        return [[Scored(HISTORY[place], -float(place)) for place in range(k)] for _ in histories]
+        return [[Scored(HISTORY[place], -float(place)) for place in range(k)] for _ in known]
 
 
 def stand_in(_folder: str, _device: str) -> Ranker:

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from model.signals import UserSignals
+from model.errors import ModelError
+from model.signals import Request as Known
+from model.signals import UserSignals, signals_of
 from serving import variants
 from serving.client import INTERNAL_HEADER
 from serving.errors import InvalidRequestError
@@ -48,7 +50,12 @@ class Model:
         self.gate = threading.Event()
         self.gate.set()
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int) -> list[list[Scored]]:
+    def indexed(self, history: Known[str]) -> Known[str]:
+        if unknown := [item for item in signals_of(history).met if item not in self.catalogue]:
+            raise ModelError(f"history: unknown item {unknown[0]!r}")
+        return history
+
+    def best(self, histories: Sequence[Sequence[str]], k: int) -> list[list[Scored]]:
         self.calls.append((len(histories), k))
         self.threads.add(threading.current_thread().name)
         self.gate.wait(10)
@@ -185,12 +192,12 @@ async def test_an_answer_is_the_k_best_with_their_scores(model: Model) -> None:
 async def test_a_model_is_told_what_is_liked_and_the_profile(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 
-    def recommend(histories: Sequence[Any], k: int) -> list[list[Scored]]:
+    def best(histories: Sequence[Any], k: int) -> list[list[Scored]]:
         told.extend(histories)
         return [[Scored("i1", 0.0)] * k for _ in histories]
 
     fp8 = variant(model)
-    monkeypatch.setattr(model, "recommend", recommend)
+    monkeypatch.setattr(model, "best", best)
     await asyncio.gather(
         fp8.answer(Question(["i1"], 2)), fp8.answer(Question(["i1"], 2, ["i2"])),
         fp8.answer(Question(["i1"], 2, profile={"age": "25-34"})),
