@@ -161,6 +161,7 @@ def parity(numbers: dict[str, float]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+    "decode-71e1c51-h200": lambda: decode(load("decode-71e1c51-h200")["sections"]),
     "roofline-h200": lambda: roofline(load("roofline-h200"), "fp8"),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
     "parity": lambda: parity(load("parity-amd-epyc")["numbers"]),
