@@ -5,7 +5,7 @@
 Needs one Hopper GPU, PyTorch with CUDA and nothing else. On every multiprocessor one warpgroup multiplies without pause
 and another repeats one instruction on sixteen registers; each line names the instructions that one scheduler issues a
 clock, alone and beside the products, and the share of the tensor cores' rate that is left. The attention and the
-experts' kernels are written by it (ARCHITECTURE 22).
+experts' kernels are written by it (ARCHITECTURE 23).
 """
 
 from __future__ import annotations
