@@ -63,7 +63,7 @@ class Ranker(Protocol):
     def catalogue(self) -> Any: ...
 
     def indexed(self, history: Known[str], /) -> Any:
-        """A request as `best` takes it: items are looked up once, and by whoever asks. Raises ModelError."""
+        """A request as `best` takes it: looked up once, before it waits. Raises ModelError naming the field."""
 
     def best(self, known: Sequence[Any], k: int, /) -> Sequence[Sequence[Scored]]: ...
 
@@ -129,9 +129,10 @@ class Variant:
             raise InvalidRequestError("k", f"must be in 1..{MAX_K}, got {question.k}")
         try:
             known = self._model.indexed(_known(question))
-        except ModelError:
-            question.require_known(self._model.catalogue)  # says which
-            raise
+        except ModelError as error:
+            question.require_known(self._model.catalogue)  # says where it stands
+            name, _, reason = str(error).partition(": ")
+            raise InvalidRequestError(name, reason) from error
         items: list[tuple[str, float]] = await self._batched(_Asked(known, question.k))
         return items[: question.k]
 

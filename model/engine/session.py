@@ -30,12 +30,19 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     asked: Tensor  # [B, context + seen] int32 on the host, pinned
+    taken: torch.cuda.Event  # the device has read it
     inputs: Tensor  # the same on the device
     found: Beams
 
 
+def _event() -> torch.cuda.Event:
+    """Whoever waits for it sleeps, and leaves the core to the service."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 class Session(Generic[M]):
-    """A decoder with its histories' context and its trie. Safe to call from several threads, one batch at a time.
+    """A decoder with its histories' context and its trie. Safe to call from several threads: the device computes one
+    batch after the other, and has the next one before it is done.
 
     On a CUDA device the way from item indices to recommended items is one graph per bucket, captured when the bucket
     is first asked for or by `warm_up`; on a CPU, under Triton's interpreter, the same code runs as it stands.
@@ -100,12 +107,16 @@ class Session(Generic[M]):
             captured = self._captured.get(bucket)
             if captured is None:
                 captured = self._captured[bucket] = self._capture(bucket, asked.shape[1])
+            captured.taken.synchronize()
             captured.asked.copy_(asked)
             captured.inputs.copy_(captured.asked, non_blocking=True)
+            captured.taken.record()
             captured.graph.replay()
             found = Beams(captured.found.items.clone(), captured.found.scores.clone())
-            self._stream.synchronize()
-            return found
+            done = _event()
+            done.record()
+        done.synchronize()  # outside: the next batch may line up, or the device would wait for our threads in between
+        return found
 
     def _capture(self, bucket: Bucket, columns: int) -> _Captured:
         asked = torch.full((bucket.batch, columns), -1, dtype=torch.int32, pin_memory=True)
@@ -116,7 +127,7 @@ class Session(Generic[M]):
         # thread_local: another thread may well use the device while we record
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             found = self._decode(bucket, inputs)
-        return _Captured(graph, asked, inputs, found)
+        return _Captured(graph, asked, _event(), inputs, found)
 
     def _decode(self, bucket: Bucket, inputs: Tensor) -> Beams:
         """Item indices to recommended items, without a word to the host."""

@@ -205,6 +205,23 @@ async def test_a_model_is_told_what_is_liked_and_the_profile(model: Model, monke
     assert told == [["i1"], UserSignals(["i1"], ["i2"]), UserSignals(["i1"], (), {"age": "25-34"})]
 
 
+async def test_what_a_model_has_looked_up_is_what_it_ranks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    fp8 = variant(model)
+    monkeypatch.setattr(model, "indexed", lambda history: [int(item[1:]) for item in history])
+    monkeypatch.setattr(model, "best", lambda known, k: asked.extend(known) or [[Scored("i1", 0.0)] * k for _ in known])
+    await fp8.answer(Question(["i7", "i5"], 2))
+    assert asked == [[7, 5]]
+
+
+async def test_what_a_model_cannot_look_up_is_the_askers_mistake_alone(model: Model) -> None:
+    asked = [{"history": [], "k": 1, "profile": {"age": "x" * 300}}, {"history": ["i1"], "k": 1}]
+    _, answer = await ask(variant(model), json.dumps({"questions": asked}).encode())
+    bad, good = answer["answers"]
+    assert (bad["field"], len(good["items"])) == ("profile", 1)
+    assert "256 characters" in bad["reason"]
+
+
 async def test_who_asks_together_is_ranked_together_and_answered_apart(model: Model) -> None:
     fp8 = variant(model)
     answers = await asyncio.gather(*(fp8.answer(Question(["i1"] * length, 5)) for length in range(6)))
