@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = {"moe": ("moe-4b", 28), "1b": ("1B", 1), "8b": ("8B", 4)}
 ARMS = ("compiled", "bf16", "fp8", "torchao", "eager")
 OF_THE_HEADLINE = ("torchao", "eager")  # arms of the first workload alone, and the last to be run
+FIGURES = ("queries_per_s", "latency_ms", "after_pause_ms")
+"""Of an arm in the headline: under load, and the latency of a batch that finds a card at rest."""
+
 LIMIT_S = {
     "compiled": 240,
     "torchao": 240,
@@ -88,7 +91,7 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
     out: dict[str, float] = {}
     for arm in ARMS:
         if measured := found.get(f"moe {arm}"):
-            out |= {f"{arm}_queries_per_s": measured["queries_per_s"], f"{arm}_latency_ms": measured["latency_ms"]}
+            out |= {f"{arm}_{name}": measured[name] for name in FIGURES if name in measured}
     if "fp8_latency_ms" in out and "bf16_latency_ms" in out:
         out["fp8_over_bf16_engine"] = out["bf16_latency_ms"] / out["fp8_latency_ms"]
     if "fp8_latency_ms" in out and "torchao_latency_ms" in out:

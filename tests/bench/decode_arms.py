@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from decode_plain import captured, compiled, decode
 from decode_torchao import with_torchao
+from device_time import after_pauses, times_ms
 from torch import Tensor
 
 from model.config import PRESETS
@@ -62,21 +63,6 @@ def arm_of(name: str, weights: DecoderWeights, key: Tensor, width: int) -> Run:
         return out.codes, out.scores
 
     return captured(run)
-
-
-def times_ms(run: Run, rounds: int) -> list[float]:
-    """Each call between two device events, after two warm ones."""
-    for _ in range(2):
-        run()
-    pairs = []
-    for _ in range(rounds):
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began.record()
-        run()
-        ended.record()
-        pairs.append((began, ended))
-    torch.cuda.synchronize()
-    return sorted(began.elapsed_time(ended) for began, ended in pairs)
 
 
 def kernel_table(run: Run, title: str) -> list[tuple[str, int, float]]:
@@ -141,12 +127,14 @@ def main() -> None:
         run = arm_of(args.arm, weights, key, args.width)
         ready_s = time.perf_counter() - began
         times = times_ms(run, args.rounds)
+        paused_s = after_pauses(run)
         codes, scores = run()
         if not bool(scores.isfinite().all()):
             raise SystemExit(f"{args.arm}: {int((~scores.isfinite()).sum())} scores are not finite")
         result: dict[str, float | str] = {
             "arm": args.arm,
             "latency_ms": statistics.median(times),
+            "after_pause_ms": 1e3 * paused_s,
             "fastest_ms": times[0],
             "slowest_ms": times[-1],
             "queries_per_s": args.batch / statistics.median(times) * 1e3,

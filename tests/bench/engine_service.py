@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode_arms import times_ms
 from decode_plain import captured
+from device_time import times_ms
 from provenance import commit
 
 from model.config import PRESETS, OneRecConfig

@@ -208,8 +208,8 @@ class Engines:
 def decode_ms(decoder: Any, point: Point, rounds: int) -> float:
     """The median of some replays of one decode."""
     import torch
-    from decode_arms import times_ms
     from decode_plain import captured
+    from device_time import times_ms
 
     config = decoder.config
     noise = torch.Generator("cuda").manual_seed(2)

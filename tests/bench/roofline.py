@@ -27,10 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from device_time import ROUNDS, after_pause, after_pauses, times_ms
 from kernel_work import CALLS, METHODS, Work, added, is_eight, methods, missing, moved, product
 
-ROUNDS = 5
-WAIT_CYCLES = 400_000_000
 """Of the kernel that waits in front: about a fifth of a second, in which the host queues a whole decode."""
 
 
@@ -287,25 +286,6 @@ def measured(decoder: Any, run: Callable[[], object], ceilings: Ceilings) -> lis
     return rows_of(list(zip(works, spent, strict=True)), statistics.median(wholes[1:]), ceilings)
 
 
-def after_pause(run: Callable[[], object]) -> float:
-    """Seconds on the device of a call that is queued while the device waits."""
-    import torch
-
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    torch.cuda._sleep(WAIT_CYCLES)
-    began.record()
-    run()
-    ended.record()
-    torch.cuda.synchronize()
-    return float(began.elapsed_time(ended)) / 1e3
-
-
-def after_pauses(run: Callable[[], object]) -> float:
-    """The median of `after_pause` over as many rounds as `measured` has."""
-    return statistics.median([after_pause(run) for _ in range(ROUNDS + 1)][1:])
-
-
 def found_ceilings() -> Ceilings:
     """The best of `decode_kernels.py`'s simplest calls, after pauses as everything here."""
     from decode_kernels import SUSTAINED, ceilings
@@ -330,7 +310,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     import torch
-    from decode_arms import contexts, kernel_table, times_ms
+    from decode_arms import contexts, kernel_table
     from decode_plain import captured
     from provenance import commit
 

@@ -27,6 +27,9 @@ def test_no_share_without_both_figures(found: dict[str, dict[str, float]]) -> No
 
 def test_every_arm_of_the_mixture_is_in_the_headline() -> None:
     found = {f"moe {arm}": {"queries_per_s": 1.0, "latency_ms": ms} for arm, ms in (("fp8", 50.0), ("torchao", 75.0))}
+    found["moe fp8"]["after_pause_ms"] = 45.0
     assert ratios(found)["torchao_latency_ms"] == 75.0
     assert ratios(found)["fp8_latency_ms"] == 50.0
+    assert ratios(found)["fp8_after_pause_ms"] == 45.0
+    assert "torchao_after_pause_ms" not in ratios(found)
     assert ratios(found)["fp8_over_torchao"] == 1.5
