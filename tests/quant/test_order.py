@@ -56,6 +56,19 @@ def test_a_threads_plain_outputs_lie_eight_side_by_side(thread: int) -> None:
     assert [order[column] for column in columns_of(thread, UNIT)] == [8 * thread + i for i in range(8)]
 
 
+@pytest.mark.parametrize("tile", [0, 1, 2, 7])
+@pytest.mark.parametrize("thread", range(4))
+def test_of_a_unit_that_two_tiles_share_each_has_four_of_a_threads_outputs(thread: int, tile: int) -> None:
+    """As `plain_rows.cuh` takes them: every other tile of COLUMNS begins in the middle of a unit."""
+    begin, order = tile * COLUMNS, row_order(gated=False).tolist()
+    rows = [begin + column for column in columns_of(thread, COLUMNS)]
+    held = [row // UNIT * UNIT + order[row % UNIT] for row in rows]
+    at, odd = begin // UNIT * UNIT + 8 * thread, tile % 2
+    units = [at + UNIT * (u + odd) + i for u in range(COLUMNS // UNIT) for i in range(8)]
+    half = [at + 4 + i for i in range(4)] if odd else [at + UNIT * (COLUMNS // UNIT) + i for i in range(4)]
+    assert held == (half + units if odd else units + half)
+
+
 @pytest.mark.parametrize("order", [key_order(), feature_order(), row_order(gated=True), row_order(gated=False)])
 def test_every_place_is_taken_once(order: torch.Tensor) -> None:
     assert torch.equal(order.sort().values, torch.arange(order.shape[0]))
