@@ -48,6 +48,9 @@ class Status(StrEnum):
 Slate = tuple[tuple[str, float | None], ...]
 """Shown items in order, each with its log probability under the policy that showed it (None: unknown)."""
 
+Profile = tuple[tuple[str, str], ...]
+"""Features of a user with their values, as the request named them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -58,8 +61,8 @@ class Served:
     fallback names why another variant answered (None: nobody fell back). failed: the user got no slate.
     slow: latency_ms was above the experiment's latency objective. forced: the arm came from an override and is
     never analysed.
-    history, slate: the item ids that came with the request, oldest first, and what was answered. Both are empty where
-    nothing was answered or where the service does not log them. They are for post-training; no look reads them.
+    history, liked, profile, slate: what came with the request, items oldest first, and what was answered. All are empty
+    where nothing was answered or where the service does not log them. They are for post-training; no look reads them.
     """
 
     request_id: str
@@ -80,6 +83,8 @@ class Served:
     received_at: datetime
     history: tuple[str, ...] = ()
     slate: Slate = ()
+    liked: tuple[str, ...] = ()
+    profile: Profile = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Interaction:
 
 Record = Served | Interaction
 
-_LOGGED = ("history", "slate")
+_LOGGED = ("history", "slate", "liked", "profile")
 
 COMPARISON = "differs:"
 """How the event ids of comparisons begin; no client's may."""
@@ -118,7 +123,7 @@ def comparison(request_id: str, user_id: str, differs: bool, at: datetime) -> In
 def to_dict(record: Record) -> dict[str, Any]:
     """A JSON-ready dict; `type` tells the two records apart, times are ISO 8601 with offset.
 
-    An empty history or slate is left out, so that such a record reads like one of before they were logged.
+    What is logged for post-training is left out where it is empty, so that such a record reads like one of before.
     """
     fields = columns(record)
     for name, value in fields.items():
@@ -138,12 +143,14 @@ def columns(record: Record) -> dict[str, Any]:
 def from_dict(fields: Mapping[str, Any]) -> Record:
     """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on a record that was not written by it.
 
-    A record of before histories and slates were logged has none.
+    A record of before these were logged has no history and slate, and nothing that is liked and no profile.
     """
     values = {name: value for name, value in fields.items() if name != "type"}
     values["received_at"] = datetime.fromisoformat(values["received_at"])
     if fields["type"] == "served":
-        values["history"] = tuple(map(str, values.get("history", ())))
+        for name in ("history", "liked"):
+            values[name] = tuple(map(str, values.get(name, ())))
+        values["profile"] = tuple((str(name), str(value)) for name, value in values.get("profile", ()))
         values["slate"] = tuple((str(item), score) for item, score in values.get("slate", ()))
         return Served(**values)
     values["kind"] = Kind(values["kind"])

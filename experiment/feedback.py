@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from experiment.events import Interaction, Kind, Served, Status
+from experiment.events import Interaction, Kind, Profile, Served, Status
 
 LEARNED_FROM = frozenset({Status.COUNTED, Status.LATE, Status.UNENROLLED})
 """An orphan and a repeat say nothing new. The exposure window and the enrolment keep the others out of the statistics,
@@ -48,8 +48,8 @@ class ShownItem:
 
 @dataclass(frozen=True, slots=True)
 class LoggedSlate:
-    """A request with its history (item ids, oldest first) and its items: first the slate in order, then whatever else
-    the client says it showed, by id."""
+    """A request with what came with it (item ids, oldest first) and its items: first the slate in order, then whatever
+    else the client says it showed, by id."""
 
     request_id: str
     user_id: str
@@ -57,6 +57,8 @@ class LoggedSlate:
     received_at: datetime
     history: tuple[str, ...]
     items: tuple[ShownItem, ...]
+    liked: tuple[str, ...] = ()
+    profile: Profile = ()
 
 
 def logged_slate(served: Served, events: Iterable[tuple[Interaction, Status]]) -> LoggedSlate:
@@ -82,6 +84,8 @@ def logged_slate(served: Served, events: Iterable[tuple[Interaction, Status]]) -
         served.received_at,
         served.history,
         tuple(_shown(item, score, about.get(item, set()), watched_s.get(item, 0.0)) for item, score in scores.items()),
+        served.liked,
+        served.profile,
     )
 
 

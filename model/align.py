@@ -52,7 +52,7 @@ def align(
         for _ in range(options.epochs):
             liked = disliked = 0
             for rows in torch.randperm(len(lessons), generator=order).tensor_split(parts):
-                feedback = lessons.batch(rows, codes, model.config.context_len)
+                feedback = lessons.batch(rows, codes, model.config.context_len, model.config.positive_len)
                 steps.append(aligner.step(feedback))
                 if not math.isfinite(steps[-1].loss):
                     raise ModelError(f"learning_rate: the loss of step {len(steps)} is {steps[-1].loss}")

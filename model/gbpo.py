@@ -65,7 +65,8 @@ class Feedback:
     """A batch of shown items with what came of them.
 
     history [B, N, levels]: semantic ids newest first; valid [B, N]; shown [B, levels]: the item; old_log_prob [B]:
-    under the policy that showed it, NaN where something else did; advantage [B].
+    under the policy that showed it, NaN where something else did; advantage [B]. places [N] and features [B, F] as in
+    `ContextTokens`: behind the history's places stands what the user likes.
     """
 
     history: Tensor
@@ -73,6 +74,8 @@ class Feedback:
     shown: Tensor
     old_log_prob: Tensor
     advantage: Tensor
+    places: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ class Aligner:
         """Learn from one batch. The model is left in evaluation mode."""
         model, options = self._model, self._options
         model.train()
-        log_prob = item_log_probs(model, model.context(feedback.history, feedback.valid), feedback.shown)
+        context = model.context(feedback.history, feedback.valid, feedback.places, feedback.features)
+        log_prob = item_log_probs(model, context, feedback.shown)
         loss = self._objective(log_prob, feedback.old_log_prob, feedback.advantage)
         liked = feedback.advantage > 0
         if options.supervision and bool(feedback.valid[:, 0].any()):
@@ -143,10 +147,16 @@ class Aligner:
 
 
 def _next_item_loss(model: OneRecV2, feedback: Feedback) -> Tensor:
-    """The pretraining objective on the newest item of each history that has one."""
+    """The pretraining objective on the newest item of each history that has one, told nothing of that item."""
     known = feedback.valid[:, 0]
-    history, valid = feedback.history[known], feedback.valid[known]
-    return model.loss(model.context(history[:, 1:], valid[:, 1:]), history[:, 0])
+    history, valid, places = feedback.history[known], feedback.valid[known], feedback.places
+    target, before, there = history[:, 0], history[:, 1:], valid[:, 1:]
+    if places is not None:
+        of_history = places[1:] < model.config.context_len
+        places = places[1:] - of_history.long()  # each item of the history moves up by one place
+        there = there & (of_history | (before != target[:, None]).any(-1))  # it may be among what is liked
+    features = None if feedback.features is None else feedback.features[known]
+    return model.loss(model.context(before, there, places, features), target)
 
 
 def _mean(values: Tensor) -> float:

@@ -19,16 +19,34 @@ from model.reward import advantages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lessons:
-    """n shown items of r slates; a slate's items share one history.
+class Ragged:
+    """Rows of different lengths one after the other: row i is values[start[i] : start[i + 1]]."""
 
-    history [m]: catalogue indices of all slates' histories one after the other, each oldest first; start [r + 1]:
-    where they begin; slate [n], item [n]: indices; old_log_prob [n] under the policy that showed the item, NaN where
-    that is unknown; score [n]: engagement q, NaN without anything to compare with; disliked [n].
+    values: npt.NDArray[np.int32]
+    start: IntArray
+
+    def newest(self, rows: IntArray, most: int) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+        """The last `most` values of each of the rows, the last one first: [B, N] and which are there, N at least 1."""
+        back = self.start[rows + 1][:, None] - 1 - np.arange(most)
+        valid = back >= self.start[rows][:, None]
+        longest = max(1, int(valid.sum(1).max(initial=0)))
+        back, valid = back[:, :longest], valid[:, :longest]
+        values = self.values[np.maximum(back, 0)] if len(self.values) else np.zeros_like(back)
+        return np.where(valid, values, 0).astype(np.int64), valid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lessons:
+    """n shown items of r slates; what is known of the user is a slate's.
+
+    history, liked: r rows of catalogue indices, each oldest first; features: r rows of buckets of the profile;
+    slate [n], item [n]: indices; old_log_prob [n] under the policy that showed the item, NaN where that is unknown;
+    score [n]: engagement q, NaN without anything to compare with; disliked [n].
     """
 
-    history: npt.NDArray[np.int32]
-    start: IntArray
+    history: Ragged
+    liked: Ragged
+    features: Ragged
     slate: IntArray
     item: npt.NDArray[np.int32]
     old_log_prob: FloatArray
@@ -41,48 +59,71 @@ class Lessons:
     @property
     def slates(self) -> int:
         """How many requests the items come from."""
-        return int(self.start.shape[0]) - 1
+        return int(self.history.start.shape[0]) - 1
 
-    def batch(self, rows: Tensor, codes: Tensor, context_len: int) -> Feedback:
+    def batch(self, rows: Tensor, codes: Tensor, context_len: int, positive_len: int = 0) -> Feedback:
         """The items `rows` [B] as one batch, judged against each other; codes [items, levels] of the catalogue.
 
-        The newest `context_len` items of each history are its context.
+        The newest `context_len` items of each history are its context, and behind them, for a model with that pathway,
+        the newest `positive_len` liked ones, as `model.train_samples` has them.
         """
-        chosen = rows.numpy()
+        chosen, device = rows.numpy(), codes.device
         slate = self.slate[chosen]
-        back = self.start[slate + 1][:, None] - 1 - np.arange(context_len)
-        valid = back >= self.start[slate][:, None]
-        longest = max(1, int(valid.sum(1).max(initial=0)))
-        back, valid = back[:, :longest], valid[:, :longest]
-        newest = np.where(valid, self.history[np.maximum(back, 0)], 0) if len(self.history) else np.zeros_like(back)
-        device = codes.device
+        items, valid = self.history.newest(slate, context_len)
+        places = features = None
+        if positive_len:
+            liked, there = self.liked.newest(slate, positive_len)
+            places = np.concatenate([np.arange(items.shape[1]), context_len + np.arange(liked.shape[1])])
+            items, valid = np.concatenate([items, liked], axis=1), np.concatenate([valid, there], axis=1)
+        if len(self.features.values):
+            buckets, known = self.features.newest(slate, int(np.diff(self.features.start).max()))
+            features = torch.from_numpy(np.where(known, buckets, -1)).to(device)
         return Feedback(
-            history=codes[torch.from_numpy(newest.astype(np.int64)).to(device)],
+            history=codes[torch.from_numpy(items).to(device)],
             valid=torch.from_numpy(valid).to(device),
             shown=codes[torch.from_numpy(self.item[chosen].astype(np.int64)).to(device)],
             old_log_prob=torch.from_numpy(self.old_log_prob[chosen].astype(np.float32)).to(device),
             advantage=advantages(self.score[chosen], self.disliked[chosen]).to(device),
+            places=None if places is None else torch.from_numpy(places).to(device),
+            features=features,
         )
 
 
-class LessonBook:
-    """Collects lessons slate by slate, 29 bytes an item and 4 for each item of a slate's history."""
+class _Rows:
+    """Collects a `Ragged`."""
 
     def __init__(self) -> None:
-        self._history, self._start = array("i"), array("q", [0])
+        self._values, self._start = array("i"), array("q", [0])
+
+    def add(self, row: Sequence[int]) -> None:
+        self._values.extend(row)
+        self._start.append(len(self._values))
+
+    def ragged(self) -> Ragged:
+        return Ragged(np.array(self._values, dtype=np.int32), np.array(self._start, dtype=np.int64))
+
+
+class LessonBook:
+    """Collects lessons slate by slate, 29 bytes an item and 4 for each number of what is known of a slate's user."""
+
+    def __init__(self) -> None:
+        self._history, self._liked, self._features = _Rows(), _Rows(), _Rows()
+        self._slates = 0
         self._slate, self._item, self._disliked = array("q"), array("i"), array("b")
         self._old_log_prob, self._score = array("d"), array("d")
 
-    def open(self, history: Sequence[int]) -> None:
-        """Begin a slate that was shown after these items, oldest first."""
-        self._history.extend(history)
-        self._start.append(len(self._history))
+    def open(self, history: Sequence[int], liked: Sequence[int] = (), features: Sequence[int] = ()) -> None:
+        """Begin a slate that was shown after these items, to somebody who liked those, both oldest first, and whose
+        profile has these buckets."""
+        for rows, row in ((self._history, history), (self._liked, liked), (self._features, features)):
+            rows.add(row)
+        self._slates += 1
 
     def add(self, item: int, old_log_prob: float | None, score: float, disliked: bool) -> None:
         """A shown item of the slate begun last. Raises ModelError when there is none."""
-        if len(self._start) == 1:
+        if not self._slates:
             raise ModelError("item: belongs to no slate; open one first")
-        self._slate.append(len(self._start) - 2)
+        self._slate.append(self._slates - 1)
         self._item.append(item)
         self._old_log_prob.append(math.nan if old_log_prob is None else old_log_prob)
         self._score.append(score)
@@ -91,8 +132,9 @@ class LessonBook:
     def lessons(self) -> Lessons:
         """What was collected so far."""
         return Lessons(
-            history=np.array(self._history, dtype=np.int32),
-            start=np.array(self._start, dtype=np.int64),
+            history=self._history.ragged(),
+            liked=self._liked.ragged(),
+            features=self._features.ragged(),
             slate=np.array(self._slate, dtype=np.int64),
             item=np.array(self._item, dtype=np.int32),
             old_log_prob=np.array(self._old_log_prob, dtype=np.float64),

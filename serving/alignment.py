@@ -114,8 +114,8 @@ def _gathered(
         if read % READ_STEP == 0 or read >= total:
             listener.read(read, total)
 
-    catalogue, context_len = checkpoint.files.catalogue, checkpoint.files.config.context_len
-    found = gather(log.read(wide), catalogue, span, durations, context_len, advance)
+    catalogue = checkpoint.files.catalogue
+    found = gather(log.read(wide), catalogue, span, durations, checkpoint.files.config, advance)
     if not found.shown:
         raise ConfigurationError(f"no feedback found{_words(span)}: no client reported an impression of any item")
     if found.unknown_items == found.shown:

@@ -11,9 +11,11 @@ import numpy as np
 
 from experiment.feedback import LoggedSlate, ShownItem, Span
 from model.catalogue import Catalogue
+from model.config import OneRecConfig
 from model.data import FloatArray
 from model.lessons import LessonBook, Lessons
 from model.reward import WatchHistory, engagement
+from model.signals import profile_buckets
 
 KEPT_WATCHES = 2000
 """The newest watches of a user that the next ones are compared with."""
@@ -27,9 +29,10 @@ class Gathered:
     """Lessons, and what became of the log on the way to them.
 
     slates: requests learned from, of all that were `read`. shown: items that their users saw. unknown_items and
-    unknown_history: those that the catalogue lacks; they are left out. without_duration: items that the given
-    durations lack; they are learned from only where they were disliked. scored: items with watches to compare with.
-    disliked: explicit dislikes. watch_s: of everything shown. newest: when the last request learned from came.
+    unknown_history (liked ones among them): those that the catalogue lacks; they are left out. without_duration: items
+    that the given durations lack; they are learned from only where they were disliked. scored: items with watches to
+    compare with. disliked: explicit dislikes. watch_s: of everything shown. newest: when the last request learned from
+    came.
     """
 
     lessons: Lessons
@@ -68,14 +71,15 @@ def gather(
     catalogue: Catalogue,
     learn_from: Span,
     durations: Mapping[str, float] | None,
-    context_len: int,
+    config: OneRecConfig,
     advance: Callable[[int], None] = lambda _slates: None,
 ) -> Gathered:
     """Whole users one after the other, each in the order of time -> lessons from the slates in `learn_from`.
 
     An item's score is the percentile of its playing time among what the same user watched in earlier requests, of like
     duration, whoever showed it (`model.reward.engagement`); an item that was seen and not played scores 0 there. A
-    dislike is a DISMISS. Likes and clicks have no part in the paper's reward and have none here.
+    dislike is a DISMISS. Likes and clicks have no part in the paper's reward and have none here. config: of the model
+    that is to learn; what it has no pathway for is not kept.
     """
     book, watched = LessonBook(), _Watched()
     counts = dict.fromkeys(("read", "slates", "shown", "scored", "disliked"), 0)
@@ -91,8 +95,13 @@ def gather(
             if item.watch_s > 0 and duration_s is not None:
                 watched.add(duration_s, item.watch_s)
         if slate in learn_from:
-            history = [catalogue.index_of(item) for item in slate.history if item in catalogue]
-            book.open(history[-context_len:])
+            history, liked = (
+                [catalogue.index_of(item) for item in items if item in catalogue]
+                for items in (slate.history, slate.liked)
+            )
+            positive = liked[-config.positive_len :] if config.positive_len else []
+            features = profile_buckets(dict(slate.profile), config.profile_features)
+            book.open(history[-config.context_len :], positive, features)
             scores = _scores(before, known, durations)
             for item, score in zip(known, scores.tolist(), strict=True):
                 book.add(catalogue.index_of(item.item_id), item.score, score, item.dismissed)
@@ -101,7 +110,7 @@ def gather(
             counts["scored"] += int((~np.isnan(scores)).sum())
             counts["disliked"] += sum(item.dismissed for item in known)
             lacking["unknown_items"] += len(seen) - len(known)
-            lacking["unknown_history"] += len(slate.history) - len(history)
+            lacking["unknown_history"] += len(slate.history) - len(history) + len(slate.liked) - len(liked)
             lacking["without_duration"] += seconds.count(None)
             watch_s += sum(item.watch_s for item in seen)
             newest = slate.received_at if newest is None else max(newest, slate.received_at)

@@ -48,10 +48,13 @@ class Settings(BaseSettings):
     flush_rows: int = Field(default=500, ge=1)
     log_slates: bool = Field(
         default=True,
-        description="keep each request's history and slate in the log, which `crossfade align` learns from; personal "
-        "data of up to a few kB a request, in the spool and in SQL; false keeps neither, from then on",
+        description="keep each request's history, liked items, profile and slate in the log, which `crossfade align` "
+        "learns from; personal data of up to a few kB a request, in the spool and in SQL; false keeps none of it, from "
+        "then on",
     )
-    log_history: int = Field(default=512, ge=1, description="the newest items of a history that are kept in the log")
+    log_history: int = Field(
+        default=512, ge=1, description="the newest items of a history, and of what is liked, that are kept in the log"
+    )
     known_users: int = Field(default=200_000, ge=1, description="users whose arm one gateway remembers")
     history_max: int = Field(
         default=512, ge=0, le=HISTORY_LIMIT, description="items of one request, its history and liked ones"

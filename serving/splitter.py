@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from experiment.events import Served, Slate
 from experiment.routing import Route, RoutingTable, route
@@ -71,12 +72,10 @@ class Splitter:
         try:
             items, variant, fallback = await self._ask(chosen, question, started_s)
         except VariantError as error:
-            await self._record(
-                table, chosen, request_id, user_id, chosen.variant, None, None, question.history, started_s
-            )
+            await self._record(table, chosen, request_id, user_id, chosen.variant, None, None, question, started_s)
             raise NoAnswerError(f"no variant answered: {error}") from error
         latency_ms = await self._record(
-            table, chosen, request_id, user_id, variant, fallback, items, question.history, started_s
+            table, chosen, request_id, user_id, variant, fallback, items, question, started_s
         )
         if first and fallback is None and (other := _shadowed(table, chosen)) is not None:
             self.shadow.compare(request_id, user_id, items, other, self._breakers[other], question)
@@ -141,7 +140,7 @@ class Splitter:
         variant: str,
         fallback: str | None,
         items: Sequence[Item] | None,
-        history: Sequence[str],
+        question: Question,
         started_s: float,
     ) -> float:
         """Make the exposure durable before the answer leaves, so that no click can ever be without its request.
@@ -168,8 +167,8 @@ class Splitter:
             forced=chosen.forced,
             latency_ms=latency_ms,
             received_at=self._clock(),
-            history=tuple(history[-self._settings.log_history :]) if logged else (),
             slate=logged,
+            **(_logged(question, self._settings.log_history) if logged else {}),
         )
         self._observe(served)
         try:
@@ -177,6 +176,15 @@ class Splitter:
         except SpoolFullError:
             self.lost_exposures += 1  # the user gets the slate all the same; its events will be orphans
         return latency_ms
+
+
+def _logged(question: Question, newest: int) -> dict[str, Any]:
+    """What came with a request, as it is logged."""
+    return {
+        "history": tuple(question.history[-newest:]),
+        "liked": tuple(question.liked[-newest:]),
+        "profile": tuple(question.profile.items()),
+    }
 
 
 def _slate(items: Sequence[Item]) -> Slate:

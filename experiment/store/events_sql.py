@@ -142,7 +142,7 @@ def _served_to(
     table = schema.served
     answered: dict[str, list[Served]] = defaultdict(list)
     owner: dict[str, str] = {}
-    narrow = [column for column in table.c if column.name not in slate_columns.NAMES]
+    narrow = [column for column in table.c if column.name not in slate_columns.READ]
     of_run = sa.select(*narrow).where(table.c.experiment == experiment, table.c.run == run)
     for row in _where_in(connection, of_run, table.c.user_id, users):
         if not row.forced:
@@ -190,9 +190,9 @@ def _event_row(event: Interaction) -> dict[str, Any]:
 
 
 def served_of(row: Any) -> Served:
-    """A row of `served`; history and slate are empty unless they were selected."""
+    """A row of `served`; what is kept for post-training is empty unless it was selected."""
     fields = {**row._mapping, "received_at": moment(row.received_at)}
-    for name, read in (("history", slate_columns.history_of), ("slate", slate_columns.slate_of)):
+    for name, read in slate_columns.READ.items():
         if name in fields:
             fields[name] = read(fields[name])
     return Served(**fields)

@@ -127,10 +127,12 @@ served = sa.Table(
     sa.Column("received_at", sa.BigInteger, nullable=False),
     sa.Column("history", sa.Text),
     sa.Column("slate", sa.Text),
+    sa.Column("liked", sa.Text),
+    sa.Column("profile", sa.Text),
     sa.Index("served_by_user", "experiment", "run", "user_id"),
 )
-"""history and slate (`slate_columns`) are JSON, NULL where nothing was logged. Only post-training reads them: all other
-queries name their columns, so that these bytes stay where they are."""
+"""history, slate, liked and profile (`slate_columns`) are JSON, NULL where nothing was logged. Only post-training reads
+them: all other queries name their columns, so that these bytes stay where they are."""
 
 _PENDING, _LATE = sa.text("status = 'pending'"), sa.text("status = 'late'")
 

@@ -36,8 +36,12 @@ def _storable_served(record: Served) -> Served:
     changed: dict[str, Any] = {}
     if not _is_plain(record.user_id):
         changed["user_id"] = _text(record.user_id)
-    if not _is_plain("".join(record.history)):
-        changed["history"] = tuple(_text(item) for item in record.history)
+    for name in ("history", "liked"):
+        items = getattr(record, name)
+        if not _is_plain("".join(items)):
+            changed[name] = tuple(map(_text, items))
+    if not _is_plain("".join(text for pair in record.profile for text in pair)):
+        changed["profile"] = tuple((_text(name), _text(value)) for name, value in record.profile)
     finite = all(score is None or math.isfinite(score) for _, score in record.slate)
     if not finite or not _is_plain("".join(item for item, _ in record.slate)):
         changed["slate"] = _slate(record.slate)

@@ -28,6 +28,7 @@ def served(**changes: Any) -> Served:
         served(),
         served(history=("50", "☃"), slate=(("100", -4.25), ("7", None))),
         served(slate=(("100", -4.25),)),
+        served(history=("50",), slate=(("7", -1.0),), liked=("50", "☃"), profile=(("age", "25-34"), ("sex", "F"))),
         Interaction("e1", Kind.WATCH, "r", "u", "i", None, 30.0, NOW, NOW),
     ],
 )
@@ -37,13 +38,15 @@ def test_a_record_comes_back_from_its_json(record: Record) -> None:
 
 def test_a_record_of_before_slates_were_logged_has_none() -> None:
     old = to_dict(served())
-    assert not {"history", "slate"} & old.keys(), "an empty one reads like an old one"
+    assert not {"history", "slate", "liked", "profile"} & old.keys(), "an empty one reads like an old one"
     found = from_dict(old)
     assert isinstance(found, Served)
-    assert (found.history, found.slate) == ((), ())
+    assert (found.history, found.slate, found.liked, found.profile) == ((), (), (), ())
 
 
-@pytest.mark.parametrize("change", [{"slate": [["a"]]}, {"slate": 7}, {"history": 7}, {"surprise": 1}])
+@pytest.mark.parametrize(
+    "change", [{"slate": [["a"]]}, {"slate": 7}, {"history": 7}, {"liked": 7}, {"profile": [["age"]]}, {"surprise": 1}]
+)
 def test_what_is_no_record_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         from_dict(to_dict(served()) | change)

@@ -11,7 +11,7 @@ from experiment.feedback import LoggedSlate, ShownItem, Span, logged_slate
 from tests.experiment.test_events import NOW, served
 
 SLATE = (("a", -1.0), ("b", -2.0))
-SERVED = served(history=("x", "y"), slate=SLATE)
+SERVED = served(history=("x", "y"), slate=SLATE, liked=("y",), profile=(("age", "25-34"),))
 
 
 def event(
@@ -26,7 +26,7 @@ def items(*events: tuple[Interaction, Status]) -> dict[str, ShownItem]:
 
 def test_a_slate_without_events_was_not_seen() -> None:
     assert logged_slate(SERVED, []) == LoggedSlate(
-        "r", "u", "fp8", NOW, ("x", "y"), (ShownItem("a", -1.0), ShownItem("b", -2.0))
+        "r", "u", "fp8", NOW, ("x", "y"), (ShownItem("a", -1.0), ShownItem("b", -2.0)), ("y",), (("age", "25-34"),)
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -286,6 +287,43 @@ def test_supervision_is_the_next_item_loss_on_the_newest_item_of_each_history(
     for _ in range(10):
         aligner.step(feedback)
     assert pretraining() < before
+
+
+def _of_pathways(codes: Tensor, valid: list[bool]) -> Feedback:
+    """One user who met items 3, 2 and 1, newest first, likes 3 and 5, and has two features."""
+    places = torch.tensor([0, 1, 2, 6, 7])
+    return Feedback(
+        codes[torch.tensor([[3, 2, 1, 3, 5]])], torch.tensor([valid]), codes[:1], torch.tensor([-1.0]),
+        torch.ones(1), places, torch.tensor([[1, 4]]),
+    )  # fmt: skip
+
+
+def test_a_model_with_pathways_learns_in_the_context_that_it_answers_in(
+    make_model: Callable[..., OneRecV2], pathway_config: OneRecConfig, toy_tokenizer: Tokenizer
+) -> None:
+    model, codes = make_model(pathway_config), toy_tokenizer.codes
+    told = _of_pathways(codes, [True] * 5)
+    with torch.no_grad():
+        expected = item_log_probs(
+            model, model.context(told.history, told.valid, told.places, told.features), told.shown
+        )
+        plain = item_log_probs(model, model.context(told.history[:, :3], told.valid[:, :3]), told.shown)
+    assert abs(float(expected - plain)) > 1e-3
+    step = Aligner(model, AlignOptions(learning_rate=1e-9)).step(told)
+    assert step.liked == pytest.approx(float(expected) + 1.0, rel=1e-4)
+
+
+def test_supervision_tells_nothing_of_the_target_among_what_is_liked(
+    make_model: Callable[..., OneRecV2], pathway_config: OneRecConfig, toy_tokenizer: Tokenizer
+) -> None:
+    model, codes = make_model(pathway_config), toy_tokenizer.codes
+    told = dataclasses.replace(_of_pathways(codes, [True] * 5), advantage=torch.zeros(1))
+    with torch.no_grad():
+        rest = codes[torch.tensor([[2, 1, 5]])]
+        context = model.context(rest, torch.ones(1, 3, dtype=torch.bool), torch.tensor([0, 1, 7]), told.features)
+        expected = model.loss(context, codes[[3]])
+    step = Aligner(model, AlignOptions(supervision=1.0, learning_rate=1e-9)).step(told)
+    assert step.loss == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_supervision_of_new_users_only_teaches_nothing(toy_model: OneRecV2, toy_tokenizer: Tokenizer) -> None:

@@ -58,6 +58,24 @@ def test_a_batch_is_judged_against_itself_and_an_unknown_probability_stays_unkno
     assert math.isnan(found.old_log_prob[1])
 
 
+def test_what_is_liked_stands_behind_the_history_at_places_of_its_own() -> None:
+    book = LessonBook()
+    book.open([4, 5], liked=[1, 2, 3], features=[6, 0])
+    book.add(7, -1.0, 1.0, False)
+    book.open([], liked=[], features=[5])
+    book.add(8, -1.0, 0.0, False)
+    found = book.lessons().batch(torch.tensor([0, 1]), CODES, context_len=3, positive_len=2)
+    assert found.valid.tolist() == [[True] * 4, [False] * 4]
+    assert torch.equal(found.history[0], CODES[[5, 4, 3, 2]])
+    assert found.places is not None
+    assert found.places.tolist() == [0, 1, 3, 4]
+    assert found.features is not None
+    assert [sorted(row) for row in found.features.tolist()] == [[0, 6], [-1, 5]]
+    without = book.lessons().batch(torch.tensor([0, 1]), CODES, context_len=3)
+    assert (without.places, without.history.shape) == (None, (2, 2, 3))
+    assert _lessons().batch(torch.tensor([0]), CODES, 3).features is None
+
+
 def test_lessons_count_items_and_slates() -> None:
     assert (len(_lessons()), _lessons().slates) == (4, 3)
     assert (len(LessonBook().lessons()), LessonBook().lessons().slates) == (0, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from model.gbpo import AlignOptions
 from model.onerec import OneRecV2
 from model.recommender import Recommender
 from model.semantic_ids import Tokenizer
+from model.signals import UserSignals
 from model.threads import torch_threads
 from quant.load import quantize_checkpoint
 from quant.recipes import recipe_named
@@ -52,14 +55,17 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 items, i0 to i19, in bfloat16."""
-    folder = tmp_path_factory.mktemp("align") / "bf16"
+    return saved(tmp_path_factory.mktemp("align") / "bf16", CONFIG)
+
+
+def saved(folder: Path, config: OneRecConfig) -> Path:
     torch.manual_seed(0)
     picked = torch.randperm(125)[:ITEMS]
     codes = torch.stack([picked // 25, picked // 5 % 5, picked % 5], dim=1)
     names = tuple(f"i{item}" for item in range(ITEMS))
     catalogue = Catalogue(names, ("",) * ITEMS, ((),) * ITEMS)
     tokenizer = Tokenizer(codes, torch.zeros(3, 5, 2))
-    save(folder, OneRecV2(CONFIG), CONFIG, catalogue, tokenizer, extra={"preset": "toy"}, dtype=torch.bfloat16)
+    save(folder, OneRecV2(config), config, catalogue, tokenizer, extra={"preset": "toy"}, dtype=torch.bfloat16)
     return folder
 
 
@@ -130,6 +136,30 @@ def test_alignment_moves_the_policy_towards_what_was_played(checkpoint: Path, tm
         items = Recommender.load(folder).recommend([[f"i{user}"] for user in range(12)], 4)
         places.append(np.mean([int(item.item_id[1:]) for row in items for item in row]))
     assert places[1] < places[0] - 2
+
+
+def test_a_model_with_pathways_learns_what_liked_items_and_profiles_say(tmp_path: Path) -> None:
+    """Only the profile, and what is liked, tell who plays what: half play the low numbers long, half the high ones."""
+    source = saved(tmp_path / "bf16", replace(CONFIG, positive_len=2, profile_features=16))
+    found = list[Record]()
+    for one in records(users=24, requests=6, history=()):
+        low = int(one.user_id[1:]) % 2 == 0
+        if isinstance(one, Served):
+            liked = ("i1", "i2") if low else ("i17", "i18")
+            found.append(replace(one, liked=liked, profile=(("side", "low" if low else "high"),)))
+        elif one.kind is not Kind.DISMISS:
+            number = int(one.item_id[1:])
+            played_s = 4.0 * (ITEMS - number if low else 1 + number)
+            found.append(replace(one, value=played_s) if one.kind is Kind.WATCH else one)
+    options = replace(OPTIONS, epochs=30, learning_rate=1e-2)
+    align_checkpoint(source, tmp_path / "new", log_of(found), Span(), options, 0)
+    model = Recommender.load(tmp_path / "new")
+    told: list[UserSignals[str]] = [
+        UserSignals((), ("i1", "i2"), {"side": "low"}),
+        UserSignals((), ("i17", "i18"), {"side": "high"}),
+    ]
+    low, high = (statistics.fmean(int(one.item_id[1:]) for one in row) for row in model.recommend(told, 5))
+    assert low < high - 4
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from experiment.feedback import LoggedSlate, ShownItem, Span
 from model.catalogue import Catalogue
+from model.config import PRESETS
+from model.signals import profile_buckets
 from serving.gathered import Gathered, gather
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 NAMES = tuple(f"i{item}" for item in range(10))
 CATALOGUE = Catalogue(NAMES, ("",) * 10, ((),) * 10)
+CONFIG = replace(PRESETS["tiny"], context_len=3)
 
 
 def item(
@@ -27,7 +31,7 @@ def slate(user: str, hour: int, *items: ShownItem, history: tuple[str, ...] = ()
 
 
 def gathered(*slates: LoggedSlate, span: Span | None = None, durations: dict[str, float] | None = None) -> Gathered:
-    return gather(slates, CATALOGUE, span or Span(), durations, context_len=3)
+    return gather(slates, CATALOGUE, span or Span(), durations, CONFIG)
 
 
 def test_an_item_is_ranked_among_what_its_user_watched_in_earlier_requests() -> None:
@@ -74,13 +78,24 @@ def test_items_that_the_catalogue_lacks_are_left_out_and_counted() -> None:
     )
     assert (found.unknown_items, found.unknown_history, found.shown) == (1, 2, 3)
     assert found.lessons.item.tolist() == [0, 3]
-    assert found.lessons.history.tolist() == [1, 2]
+    assert found.lessons.history.values.tolist() == [1, 2]
     assert found.lessons.score[1] == 1.0, "its watch was one of the user's all the same"
+
+
+def test_a_model_with_the_pathways_is_told_what_its_users_like_and_their_profiles() -> None:
+    asked = replace(
+        slate("ann", 0, item("i0", 5), history=("i1",)), liked=("i2", "gone", "i3", "i4"), profile=(("age", "25-34"),)
+    )
+    plain = gathered(asked)
+    assert (plain.unknown_history, len(plain.lessons.liked.values), len(plain.lessons.features.values)) == (1, 0, 0)
+    told = gather([asked], CATALOGUE, Span(), None, replace(CONFIG, positive_len=2, profile_features=7))
+    assert told.lessons.liked.values.tolist() == [3, 4]
+    assert told.lessons.features.values.tolist() == profile_buckets({"age": "25-34"}, 7)
 
 
 def test_the_newest_of_a_long_history_is_kept() -> None:
     found = gathered(slate("ann", 0, item("i0"), history=("i1", "i2", "i3", "i4")))
-    assert found.lessons.history.tolist() == [2, 3, 4]
+    assert found.lessons.history.values.tolist() == [2, 3, 4]
 
 
 def test_other_requests_only_bring_watches_to_compare_with() -> None:
@@ -98,7 +113,7 @@ def test_other_requests_only_bring_watches_to_compare_with() -> None:
 
 def test_a_log_without_slates_gives_no_lessons_and_progress_is_told() -> None:
     told: list[int] = []
-    found = gather([], CATALOGUE, Span(), None, 3, told.append)
+    found = gather([], CATALOGUE, Span(), None, CONFIG, told.append)
     assert (len(found.lessons), found.newest, told) == (0, None, [])
-    gather([slate("ann", 0), slate("ann", 1)], CATALOGUE, Span(), None, 3, told.append)
+    gather([slate("ann", 0), slate("ann", 1)], CATALOGUE, Span(), None, CONFIG, told.append)
     assert told == [1, 2]

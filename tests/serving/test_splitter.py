@@ -148,11 +148,18 @@ async def test_a_long_history_is_logged_by_its_newest_items() -> None:
     assert world.record.history == ("y", "z")
 
 
+async def test_what_a_user_likes_and_their_profile_are_logged() -> None:
+    world = World(settings=Settings(log_history=2))
+    await world.splitter.recommend(TREATED[0], Question(["x"], 2, ["a", "b", "c"], {"age": "25-34"}))
+    assert (world.record.liked, world.record.profile) == (("b", "c"), (("age", "25-34"),))
+
+
 async def test_nothing_of_histories_and_slates_is_logged_where_that_is_switched_off() -> None:
     world = World(settings=Settings(log_slates=False))
-    answer = await world.ask(TREATED[0])
+    answer = await world.splitter.recommend(TREATED[0], Question(["x"], 2, ["a"], {"age": "25-34"}))
     assert answer.items == SLATE
     assert (world.record.history, world.record.slate, world.record.failed) == ((), (), False)
+    assert (world.record.liked, world.record.profile) == ((), ())
 
 
 async def test_the_slate_of_a_fallback_is_logged_and_a_failure_has_none(world: World) -> None:

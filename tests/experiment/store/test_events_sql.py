@@ -20,6 +20,7 @@ from experiment.store import schema
 from experiment.store.events_sql import SqlEventLog
 from experiment.store.experiments_sql import SqlExperimentRepository
 from experiment.store.schema import micros
+from experiment.store.slate_columns import READ
 
 
 @pytest.fixture
@@ -310,12 +311,13 @@ def test_histories_and_slates_are_written_and_never_read_by_the_event_path_or_a_
     experiments.create(make.spec(), make.start, "tester")
     sa.event.listen(migrated_sqlite, "before_cursor_execute", collect)
     try:
-        log.append([make.served("r1", history=("h",), slate=(("i1", -1.0),)), *_slate(make)[1:]])
+        logged = {"history": ("h",), "slate": (("i1", -1.0),), "liked": ("h",), "profile": (("age", "25-34"),)}
+        log.append([make.served("r1", **logged), *_slate(make)[1:]])
         experiments.read_look("fp8", make.start)
         log.counts()
     finally:
         sa.event.remove(migrated_sqlite, "before_cursor_execute", collect)
-    naming = {statement.split()[0] for statement in statements if "slate" in statement or "history" in statement}
+    naming = {one.split()[0] for one in statements if any(name in one for name in READ)}
     assert naming == {"INSERT"}
     assert any(statement.startswith("SELECT") and "FROM served" in statement for statement in statements)
 

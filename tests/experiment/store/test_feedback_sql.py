@@ -40,7 +40,7 @@ def _ids(stores: Any, span: Span | None = None) -> list[str]:
 def test_a_slate_comes_back_with_what_came_of_it(running: Any, make: SimpleNamespace, shown: Callable) -> None:
     running.log.append(
         [
-            shown("r1", history=("50", 'é ☃ "'), slate=SLATE),
+            shown("r1", history=("50", 'é ☃ "'), slate=SLATE, liked=("☃",), profile=(("age", "25-34"),)),
             make.event("e1", "impression", "r1", "i1"),
             make.event("e2", "click", "r1", "i1", 2),
             make.event("e3", "watch", "r1", "i1", 3, value=30.0),
@@ -54,6 +54,7 @@ def test_a_slate_comes_back_with_what_came_of_it(running: Any, make: SimpleNames
     (found,) = running.feedback.read(Span())
     assert (found.request_id, found.user_id, found.served_variant) == ("r1", "ann", "fp8")
     assert (found.received_at, found.history) == (make.start, ("50", 'é ☃ "'))
+    assert (found.liked, found.profile) == (("☃",), (("age", "25-34"),))
     assert found.items == (
         ShownItem("i1", -1.5, seen=True, clicked=True, watch_s=31.5),
         ShownItem("i2", -2.25, seen=True, dismissed=True),

@@ -83,5 +83,18 @@ def test_requests_of_before_slates_were_logged_are_kept_and_left_out_of_the_feed
     assert list(SqlFeedbackLog(blank).read(Span())) == []
 
 
+def test_slates_of_before_liked_items_were_logged_are_feedback_without_them(blank: sa.Engine) -> None:
+    upgrade(blank, "0003")
+    with blank.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO served (request_id, user_id, served_variant, table_version, reason, failed, slow, forced,"
+            " latency_ms, received_at, history, slate)"
+            """ VALUES ('r', 'u', 'fp8', 1, 'SPLIT', false, false, false, 1.0, 1, '["50"]', '[["100",-4.25]]')"""
+        )
+    upgrade(blank)
+    (found,) = SqlFeedbackLog(blank).read(Span())
+    assert (found.history, found.liked, found.profile) == (("50",), (), ())
+
+
 def test_a_database_without_tables_is_not_current(blank: sa.Engine) -> None:
     assert not is_current(blank)

@@ -8,7 +8,8 @@ from tests.experiment.test_events import served
 
 
 def test_what_every_database_takes_is_the_same_record() -> None:
-    record = served(history=("50",), slate=(("100", -4.25), ("7", None)))
+    logged = {"history": ("50",), "slate": (("100", -4.25), ("7", None))}
+    record = served(**logged, liked=("50",), profile=(("age", "25-34"),))
     assert storable(record) is record
 
 
@@ -18,3 +19,10 @@ def test_histories_and_slates_lose_what_no_database_takes() -> None:
     assert isinstance(found, Served)
     assert found.history == ("a\N{REPLACEMENT CHARACTER}b", "☃")
     assert found.slate == (("?", -1.0), ("c", None), ("d", None), ("e", None))
+
+
+def test_what_is_liked_and_a_profile_lose_it_too() -> None:
+    found = storable(served(liked=("a\0b", "c"), profile=(("age", "\0"), ("\ud83d", "x"))))
+    assert isinstance(found, Served)
+    assert found.liked == ("a\N{REPLACEMENT CHARACTER}b", "c")
+    assert found.profile == (("age", "\N{REPLACEMENT CHARACTER}"), ("?", "x"))
