@@ -6,7 +6,7 @@ it showed. Both are plain values; a record's id makes its delivery idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -108,7 +108,23 @@ class Interaction:
 
 Record = Served | Interaction
 
-_LOGGED = ("history", "slate", "liked", "profile")
+
+def _items(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+def _slate(values: Iterable[Any]) -> Slate:
+    return tuple((str(item), score) for item, score in values)
+
+
+def _profile(values: Iterable[Any]) -> Profile:
+    return tuple((str(name), str(value)) for name, value in values)
+
+
+LOGGED: Mapping[str, Callable[[Iterable[Any]], tuple[Any, ...]]] = {
+    "history": _items, "slate": _slate, "liked": _items, "profile": _profile,
+}  # fmt: skip
+"""What a request keeps for post-training, each with what makes it of its JSON."""
 
 COMPARISON = "differs:"
 """How the event ids of comparisons begin; no client's may."""
@@ -129,7 +145,7 @@ def to_dict(record: Record) -> dict[str, Any]:
     for name, value in fields.items():
         if isinstance(value, datetime):
             fields[name] = value.isoformat()
-    for name in _LOGGED:
+    for name in LOGGED:
         if not fields.get(name, True):
             del fields[name]
     return {"type": "served" if isinstance(record, Served) else "interaction", **fields}
@@ -148,11 +164,7 @@ def from_dict(fields: Mapping[str, Any]) -> Record:
     values = {name: value for name, value in fields.items() if name != "type"}
     values["received_at"] = datetime.fromisoformat(values["received_at"])
     if fields["type"] == "served":
-        for name in ("history", "liked"):
-            values[name] = tuple(map(str, values.get(name, ())))
-        values["profile"] = tuple((str(name), str(value)) for name, value in values.get("profile", ()))
-        values["slate"] = tuple((str(item), score) for item, score in values.get("slate", ()))
-        return Served(**values)
+        return Served(**values | {name: made(values.get(name, ())) for name, made in LOGGED.items()})
     values["kind"] = Kind(values["kind"])
     values["occurred_at"] = datetime.fromisoformat(values["occurred_at"])
     return Interaction(**values)

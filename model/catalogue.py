@@ -41,10 +41,7 @@ class Catalogue:
 
     def index_of(self, item_id: str) -> int:
         """Raises ModelError naming the item when it is unknown."""
-        try:
-            return self._index[item_id]
-        except KeyError:
-            raise ModelError(f"history: unknown item {item_id!r}") from None
+        return self.indices([item_id])[0]
 
     def indices(self, item_ids: Iterable[str]) -> list[int]:
         """Indices of several items; raises ModelError naming the first unknown one."""

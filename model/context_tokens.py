@@ -60,6 +60,31 @@ class UserTokens:
         return hashlib.sha256(head + torch.tensor(self.items, dtype=torch.int64).numpy().tobytes()).digest()
 
 
+def newest(items: Tensor, begin: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """items[begin : end] of each row, newest first: (items [B, N], valid [B, N]), 1 <= N <= `length`."""
+    back = end[:, None] - 1 - torch.arange(length)
+    valid = back >= begin[:, None]
+    longest = max(1, int(valid.any(0).sum()))
+    back, valid = back[:, :longest], valid[:, :longest]
+    some = items if items.numel() else items.new_zeros(1)  # where nobody liked anything
+    return some[back.clamp_min(0)], valid
+
+
+def side_by_side(
+    history: tuple[Tensor, Tensor],
+    liked: tuple[Tensor, Tensor] | None,
+    context_len: int,
+    features: Tensor | None,
+) -> ContextTokens:
+    """A batch of histories and, behind their padding, what is liked: (items [B, N], valid [B, N]) of `newest` each."""
+    if liked is None:
+        return ContextTokens(*history, features=features)
+    items, valid = (torch.cat(pair, dim=1) for pair in zip(history, liked, strict=True))
+    of_history, of_liked = history[0].shape[1], liked[0].shape[1]
+    places = torch.cat([torch.arange(of_history), context_len + torch.arange(of_liked)])
+    return ContextTokens(items, valid, places, features)
+
+
 def packed(users: Sequence[UserTokens], config: OneRecConfig, device: torch.device) -> ContextTokens:
     """A batch of at least one user: all that is there comes first in each row, then the padding.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.context_tokens import newest, side_by_side
 from model.data import FloatArray, IntArray
 from model.errors import ModelError
 from model.gbpo import Feedback
@@ -22,17 +23,16 @@ from model.reward import advantages
 class Ragged:
     """Rows of different lengths one after the other: row i is values[start[i] : start[i + 1]]."""
 
-    values: npt.NDArray[np.int32]
-    start: IntArray
+    values: Tensor
+    start: Tensor
 
-    def newest(self, rows: IntArray, most: int) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-        """The last `most` values of each of the rows, the last one first: [B, N] and which are there, N at least 1."""
-        back = self.start[rows + 1][:, None] - 1 - np.arange(most)
-        valid = back >= self.start[rows][:, None]
-        longest = max(1, int(valid.sum(1).max(initial=0)))
-        back, valid = back[:, :longest], valid[:, :longest]
-        values = self.values[np.maximum(back, 0)] if len(self.values) else np.zeros_like(back)
-        return np.where(valid, values, 0).astype(np.int64), valid
+    def __len__(self) -> int:
+        return self.start.shape[0] - 1
+
+    def newest(self, rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """The last `most` values of each of the rows, the last one first: see `context_tokens.newest`."""
+        values, valid = newest(self.values, self.start[rows], self.start[rows + 1], most)
+        return values.long(), valid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Lessons:
     @property
     def slates(self) -> int:
         """How many requests the items come from."""
-        return int(self.history.start.shape[0]) - 1
+        return len(self.history)
 
     def batch(self, rows: Tensor, codes: Tensor, context_len: int, positive_len: int = 0) -> Feedback:
         """The items `rows` [B] as one batch, judged against each other; codes [items, levels] of the catalogue.
@@ -68,24 +68,21 @@ class Lessons:
         the newest `positive_len` liked ones, as `model.train_samples` has them.
         """
         chosen, device = rows.numpy(), codes.device
-        slate = self.slate[chosen]
-        items, valid = self.history.newest(slate, context_len)
-        places = features = None
-        if positive_len:
-            liked, there = self.liked.newest(slate, positive_len)
-            places = np.concatenate([np.arange(items.shape[1]), context_len + np.arange(liked.shape[1])])
-            items, valid = np.concatenate([items, liked], axis=1), np.concatenate([valid, there], axis=1)
+        slate = torch.from_numpy(self.slate)[rows]
+        liked = self.liked.newest(slate, positive_len) if positive_len else None
+        features = None
         if len(self.features.values):
-            buckets, known = self.features.newest(slate, int(np.diff(self.features.start).max()))
-            features = torch.from_numpy(np.where(known, buckets, -1)).to(device)
+            buckets, there = self.features.newest(slate, int(self.features.start.diff().max()))
+            features = buckets.where(there, -1)
+        known = side_by_side(self.history.newest(slate, context_len), liked, context_len, features).to(device)
         return Feedback(
-            history=codes[torch.from_numpy(items).to(device)],
-            valid=torch.from_numpy(valid).to(device),
+            history=codes[known.items],
+            valid=known.valid,
             shown=codes[torch.from_numpy(self.item[chosen].astype(np.int64)).to(device)],
             old_log_prob=torch.from_numpy(self.old_log_prob[chosen].astype(np.float32)).to(device),
             advantage=advantages(self.score[chosen], self.disliked[chosen]).to(device),
-            places=None if places is None else torch.from_numpy(places).to(device),
-            features=features,
+            places=known.places,
+            features=known.features,
         )
 
 
@@ -99,8 +96,12 @@ class _Rows:
         self._values.extend(row)
         self._start.append(len(self._values))
 
+    def __len__(self) -> int:
+        return len(self._start) - 1
+
     def ragged(self) -> Ragged:
-        return Ragged(np.array(self._values, dtype=np.int32), np.array(self._start, dtype=np.int64))
+        values, start = np.array(self._values, dtype=np.int32), np.array(self._start, dtype=np.int64)
+        return Ragged(torch.from_numpy(values), torch.from_numpy(start))
 
 
 class LessonBook:
@@ -108,7 +109,6 @@ class LessonBook:
 
     def __init__(self) -> None:
         self._history, self._liked, self._features = _Rows(), _Rows(), _Rows()
-        self._slates = 0
         self._slate, self._item, self._disliked = array("q"), array("i"), array("b")
         self._old_log_prob, self._score = array("d"), array("d")
 
@@ -117,13 +117,12 @@ class LessonBook:
         profile has these buckets."""
         for rows, row in ((self._history, history), (self._liked, liked), (self._features, features)):
             rows.add(row)
-        self._slates += 1
 
     def add(self, item: int, old_log_prob: float | None, score: float, disliked: bool) -> None:
         """A shown item of the slate begun last. Raises ModelError when there is none."""
-        if not self._slates:
+        if not self._history:
             raise ModelError("item: belongs to no slate; open one first")
-        self._slate.append(self._slates - 1)
+        self._slate.append(len(self._history) - 1)
         self._item.append(item)
         self._old_log_prob.append(math.nan if old_log_prob is None else old_log_prob)
         self._score.append(score)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import OneRecConfig
-from model.context_tokens import ContextTokens
+from model.context_tokens import ContextTokens, newest, side_by_side
 from model.data import IntArray, Interactions
 from model.signals import profile_buckets
 from model.split import Split
@@ -121,18 +121,16 @@ class Samples:
 
     def windows(self, sample: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Samples [B] -> (items [B, N] newest first, valid [B, N]); N is at most `length`."""
-        return _newest(self.items, self.start[sample], sample, length)
+        return newest(self.items, self.start[sample], sample, length)
 
     def tokens(self, sample: Tensor, config: OneRecConfig) -> ContextTokens:
         """The contexts of samples [B]: the history and, behind its padding, what was liked before the target."""
-        items, valid = self.windows(sample, config.context_len)
         features = None if self.profiles is None else self.profiles.features[self.profiles.owner[sample]]
-        if self.positives is None:
-            return ContextTokens(items, valid, features=features)
-        until = self.positives.until
-        liked = _newest(self.positives.items, until[self.start[sample]], until[sample], config.positive_len)
-        places = torch.cat([torch.arange(items.shape[1]), config.context_len + torch.arange(liked[0].shape[1])])
-        return ContextTokens(torch.cat([items, liked[0]], dim=1), torch.cat([valid, liked[1]], dim=1), places, features)
+        liked = None
+        if self.positives is not None:
+            until = self.positives.until
+            liked = newest(self.positives.items, until[self.start[sample]], until[sample], config.positive_len)
+        return side_by_side(self.windows(sample, config.context_len), liked, config.context_len, features)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that there is, by name."""
@@ -142,16 +140,6 @@ class Samples:
         if self.profiles is not None:
             out |= {"profiles.features": self.profiles.features, "profiles.owner": self.profiles.owner}
         return out
-
-
-def _newest(items: Tensor, begin: Tensor, end: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """items[begin : end] of each row, newest first: (items [B, N], valid [B, N]), 1 <= N <= `length`."""
-    back = end[:, None] - 1 - torch.arange(length)
-    valid = back >= begin[:, None]
-    longest = max(1, int(valid.sum(1).max()))
-    back, valid = back[:, :longest], valid[:, :longest]
-    some = items if items.numel() else items.new_zeros(1)  # where nobody liked anything
-    return some[back.clamp_min(0)], valid
 
 
 def _buckets(split: Split, users: Sequence[int], count: int) -> Tensor:

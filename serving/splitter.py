@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from experiment.events import Served, Slate
+from experiment.events import Served
 from experiment.routing import Route, RoutingTable, route
 from serving.breaker import Breaker
 from serving.client import Item, VariantClient
@@ -149,7 +149,7 @@ class Splitter:
         """
         latency_ms = 1000 * (time.perf_counter() - started_s)
         entry = None if chosen.experiment is None else table.entry(chosen.experiment)
-        logged = () if items is None or not self._settings.log_slates else _slate(items)
+        logged = _logged(question, items, self._settings.log_history) if items and self._settings.log_slates else {}
         served = Served(
             request_id=request_id,
             user_id=user_id,
@@ -167,8 +167,7 @@ class Splitter:
             forced=chosen.forced,
             latency_ms=latency_ms,
             received_at=self._clock(),
-            slate=logged,
-            **(_logged(question, self._settings.log_history) if logged else {}),
+            **logged,
         )
         self._observe(served)
         try:
@@ -178,18 +177,15 @@ class Splitter:
         return latency_ms
 
 
-def _logged(question: Question, newest: int) -> dict[str, Any]:
-    """What came with a request, as it is logged."""
+def _logged(question: Question, items: Sequence[Item], newest: int) -> dict[str, Any]:
+    """What a request keeps for post-training. A log probability to the sixth decimal is better than a 16-bit model
+    knows it."""
     return {
         "history": tuple(question.history[-newest:]),
         "liked": tuple(question.liked[-newest:]),
         "profile": tuple(question.profile.items()),
+        "slate": tuple((item.item_id, round(item.score, 6)) for item in items),
     }
-
-
-def _slate(items: Sequence[Item]) -> Slate:
-    """As it is logged: a log probability to the sixth decimal is better than a 16-bit model knows it."""
-    return tuple((item.item_id, round(item.score, 6)) for item in items)
 
 
 def _shadowed(table: RoutingTable, chosen: Route) -> str | None:

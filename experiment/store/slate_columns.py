@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from experiment.events import Profile, Served, Slate
+from experiment.events import LOGGED, Served
 
 
 def to_columns(record: Served) -> dict[str, str | None]:
@@ -24,25 +25,14 @@ def to_columns(record: Served) -> dict[str, str | None]:
     }
 
 
-def items_of(text: str | None) -> tuple[str, ...]:
-    """Inverse of the columns `history` and `liked`; NULL is empty."""
-    return () if text is None else tuple(json.loads(text))
+def _read(made: Callable[[Any], tuple[Any, ...]], text: str | None) -> tuple[Any, ...]:
+    return () if text is None else made(json.loads(text))
 
 
-def slate_of(text: str | None) -> Slate:
-    """Inverse of the column `slate`; NULL is empty."""
-    return () if text is None else tuple((item, score) for item, score in json.loads(text))
-
-
-def profile_of(text: str | None) -> Profile:
-    """Inverse of the column `profile`; NULL is empty."""
-    return () if text is None else tuple((name, value) for name, value in json.loads(text))
-
-
-READ: Mapping[str, Callable[[str | None], Any]] = {
-    "history": items_of, "slate": slate_of, "liked": items_of, "profile": profile_of,
-}  # fmt: skip
-"""The columns, each with what reads it."""
+READ: Mapping[str, Callable[[str | None], tuple[Any, ...]]] = {
+    name: partial(_read, made) for name, made in LOGGED.items()
+}
+"""The columns, each with the inverse of `to_columns`; NULL is empty."""
 
 
 def _compact(value: object) -> str:

@@ -128,7 +128,7 @@ def choose(
     width, count = _width(experts), capacity(tokens, shared, experts, top_k) // ROWS_TILE
     share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=h.device)
     choice = Choice(empty(tokens, top_k), share, empty(width), ExpertTiles(empty(count), empty(count), empty(1)))
-    rows = max(16, _LOGITS // width)
+    rows = min(64, max(16, _LOGITS // width))
     tiles = choice.tiles
     _choose[(triton.cdiv(tokens, rows),)](
         h, router, bias, choice.chosen, share, tally, choice.begin, tiles.expert, tiles.filled, tiles.used,

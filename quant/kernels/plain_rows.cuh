@@ -5,6 +5,9 @@
 #define MIDWAY (COLUMNS % 32 / 16)
 #define FACTORS (32 * (UNITS + MIDWAY))  // of the columns of all units of which a tile has any
 
+// The first column of the unit in which a tile begins.
+__device__ __forceinline__ int unit_of(int tile) { return tile * COLUMNS / 32 * 32; }
+
 // A thread's part of a row of a tile: eight columns of each whole unit and four of a half one.
 struct Part {
   uint4 unit[UNITS];

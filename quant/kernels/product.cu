@@ -105,7 +105,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         if (threadIdx.x == 0) {
 #pragma unroll
           for (int column = 0; column < FACTORS; column += 64)
-            prefetch_box(&held, 2 * (t.column * COLUMNS / 32 * 32 + column), t.row);
+            prefetch_box(&held, 2 * (unit_of(t.column) + column), t.row);
         }
 #endif
 #pragma unroll 1
@@ -146,7 +146,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       const int local = thread / 32 * 16 + lane / 4, first = t.row + local;
       const int below = t.real ? min(t.half ? ROWS / 2 : ROWS, tokens - t.row) - local : 0;
 #if !GATED
-      const int begin = t.column * COLUMNS / 32 * 32, left = width - begin - 8 * q;
+      const int begin = unit_of(t.column), left = width - begin - 8 * q;
       const bool odd = MIDWAY && t.column % 2;
       u16 *to = (u16 *)out + (u64)first * width + begin + 8 * q;
       Part part;  // what comes first is on its way before the products

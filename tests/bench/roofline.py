@@ -30,8 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from device_time import ROUNDS, after_pause, after_pauses, times_ms
 from kernel_work import CALLS, METHODS, Work, added, is_eight, methods, missing, moved, product
 
-"""Of the kernel that waits in front: about a fifth of a second, in which the host queues a whole decode."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:

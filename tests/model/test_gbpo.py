@@ -289,11 +289,11 @@ def test_supervision_is_the_next_item_loss_on_the_newest_item_of_each_history(
     assert pretraining() < before
 
 
-def _of_pathways(codes: Tensor, valid: list[bool]) -> Feedback:
+def _of_pathways(codes: Tensor) -> Feedback:
     """One user who met items 3, 2 and 1, newest first, likes 3 and 5, and has two features."""
     places = torch.tensor([0, 1, 2, 6, 7])
     return Feedback(
-        codes[torch.tensor([[3, 2, 1, 3, 5]])], torch.tensor([valid]), codes[:1], torch.tensor([-1.0]),
+        codes[torch.tensor([[3, 2, 1, 3, 5]])], torch.ones(1, 5, dtype=torch.bool), codes[:1], torch.tensor([-1.0]),
         torch.ones(1), places, torch.tensor([[1, 4]]),
     )  # fmt: skip
 
@@ -302,7 +302,7 @@ def test_a_model_with_pathways_learns_in_the_context_that_it_answers_in(
     make_model: Callable[..., OneRecV2], pathway_config: OneRecConfig, toy_tokenizer: Tokenizer
 ) -> None:
     model, codes = make_model(pathway_config), toy_tokenizer.codes
-    told = _of_pathways(codes, [True] * 5)
+    told = _of_pathways(codes)
     with torch.no_grad():
         expected = item_log_probs(
             model, model.context(told.history, told.valid, told.places, told.features), told.shown
@@ -317,7 +317,7 @@ def test_supervision_tells_nothing_of_the_target_among_what_is_liked(
     make_model: Callable[..., OneRecV2], pathway_config: OneRecConfig, toy_tokenizer: Tokenizer
 ) -> None:
     model, codes = make_model(pathway_config), toy_tokenizer.codes
-    told = dataclasses.replace(_of_pathways(codes, [True] * 5), advantage=torch.zeros(1))
+    told = dataclasses.replace(_of_pathways(codes), advantage=torch.zeros(1))
     with torch.no_grad():
         rest = codes[torch.tensor([[2, 1, 5]])]
         context = model.context(rest, torch.ones(1, 3, dtype=torch.bool), torch.tensor([0, 1, 7]), told.features)

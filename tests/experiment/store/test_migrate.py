@@ -67,13 +67,19 @@ def test_users_of_before_the_trigger_are_kept_and_unknown(blank: sa.Engine) -> N
     assert (row.user_id, row.clicks, row.triggered) == ("u", 7, None)
 
 
-def test_requests_of_before_slates_were_logged_are_kept_and_left_out_of_the_feedback(blank: sa.Engine) -> None:
-    upgrade(blank, "0002")
+def _request_of(blank: sa.Engine, revision: str, **more: str) -> None:
+    """A database of that revision with one request."""
+    upgrade(blank, revision)
+    fields = {
+        "request_id": "r", "user_id": "u", "served_variant": "fp8", "table_version": 1, "reason": "SPLIT",
+        "failed": False, "slow": False, "forced": False, "latency_ms": 1.0, "received_at": 1, **more,
+    }  # fmt: skip
     with blank.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO served (request_id, user_id, served_variant, table_version, reason, failed, slow, forced,"
-            " latency_ms, received_at) VALUES ('r', 'u', 'fp8', 1, 'SPLIT', false, false, false, 1.0, 1)"
-        )
+        connection.execute(sa.insert(sa.table("served", *map(sa.column, fields))).values(fields))
+
+
+def test_requests_of_before_slates_were_logged_are_kept_and_left_out_of_the_feedback(blank: sa.Engine) -> None:
+    _request_of(blank, "0002")
     assert not is_current(blank)
     upgrade(blank)
     assert is_current(blank)
@@ -84,13 +90,7 @@ def test_requests_of_before_slates_were_logged_are_kept_and_left_out_of_the_feed
 
 
 def test_slates_of_before_liked_items_were_logged_are_feedback_without_them(blank: sa.Engine) -> None:
-    upgrade(blank, "0003")
-    with blank.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO served (request_id, user_id, served_variant, table_version, reason, failed, slow, forced,"
-            " latency_ms, received_at, history, slate)"
-            """ VALUES ('r', 'u', 'fp8', 1, 'SPLIT', false, false, false, 1.0, 1, '["50"]', '[["100",-4.25]]')"""
-        )
+    _request_of(blank, "0003", history='["50"]', slate='[["100",-4.25]]')
     upgrade(blank)
     (found,) = SqlFeedbackLog(blank).read(Span())
     assert (found.history, found.liked, found.profile) == (("50",), (), ())
