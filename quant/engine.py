@@ -29,8 +29,8 @@ def on_engine(plain: Recommender, folder: Path | None = None) -> Recommender:
     """The same model answered by the engine, or `plain` itself and a warning why where the engine cannot run it.
 
     `plain` must not be used any longer when another recommender comes back. An FP8 model's products are served in
-    the format that is faster on this device; timings are kept in `folder`. Its context is in E4M3 where its recipe says
-    so (`e4m3-engine` does), for that is the variant whose parity was measured.
+    the format that is faster on this device; timings are kept in `folder`. Its context and its experts' results are in
+    E4M3 where its recipe says so (`e4m3-engine` does), for that is the variant whose parity was measured.
     """
     eight = any(isinstance(module, Fp8Linear | Fp8Experts) for module in plain.model.modules())
     reasons = unfit_device(plain.device) + unfit_model(plain.config, plain.model.bos.dtype, eight=eight)
@@ -46,13 +46,19 @@ def on_engine(plain: Recommender, folder: Path | None = None) -> Recommender:
     arithmetic: Arithmetic[Any] = SixteenBit()
     if eight:
         crossover = crossover_for(folder, plain.device, MEASURED_ROWS, linear_shapes(plain.model))
-        arithmetic = Stored(crossover, MEASURED_ROWS, has_narrow_context(plain.model))
+        narrow = has_narrow_context(plain.model), has_narrow_results(plain.model)
+        arithmetic = Stored(crossover, MEASURED_ROWS, *narrow)
     return engine_recommender(plain, arithmetic)
 
 
 def has_narrow_context(model: nn.Module) -> bool:
     """Whether the recipe that quantised the model put the context into E4M3, too."""
     return any(isinstance(module, Fp8CrossAttention) for module in model.modules())
+
+
+def has_narrow_results(model: nn.Module) -> bool:
+    """Whether it put what an expert gives into E4M3, too."""
+    return any(isinstance(module, Fp8Experts) and module.narrow_results for module in model.modules())
 
 
 def engine_recommender(plain: Recommender, arithmetic: Arithmetic[Any]) -> Recommender:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.experts import MixtureOfExperts
 from quant.linear import aside, moved
 from quant.ops import fp8_block_linear
-from quant.primitives import E4M3, dequantise, spread_blocks
+from quant.primitives import E4M3, dequantise, round_runs, spread_blocks
 
 STORED = ("gate_up_codes", "gate_up_scale", "down_codes", "down_scale")
 
@@ -22,8 +22,9 @@ class Fp8Experts(MixtureOfExperts):
 
     gate_up_codes [E, 2I, d] and down_codes [E, d, I] are E4M3, gate_up_scale and down_scale [E, ceil(rows/block),
     ceil(columns/block)] float32; with block None they are [E, rows, 1], a scale per output channel, and activations
-    have one per token. The paper scales weights in 128 × 128 tiles and activations in 1 × 128 runs. One expert after
-    the other, as in the plain module: the reference on every device.
+    have one per token. The paper scales weights in 128 × 128 tiles and activations in 1 × 128 runs. narrow_results:
+    what an expert gives for a token is rounded through E4M3 before it is weighed and summed. One expert after the
+    other, as in the plain module: the reference on every device.
     """
 
     gate_up_codes: Tensor
@@ -31,20 +32,23 @@ class Fp8Experts(MixtureOfExperts):
     down_codes: Tensor
     down_scale: Tensor
 
-    def __init__(self, plain: MixtureOfExperts, stored: Mapping[str, Tensor], block: int | None) -> None:
+    def __init__(
+        self, plain: MixtureOfExperts, stored: Mapping[str, Tensor], block: int | None, *, narrow_results: bool = False
+    ) -> None:
         """`stored` holds the tensors named in STORED; everything else is taken over from `plain`."""
         nn.Module.__init__(self)  # the plain module's own would allocate its weights
         self.top_k = plain.top_k
         self.router = plain.router
         self.shared = plain.shared
         self.block = block
+        self.narrow_results = narrow_results
         self.register_buffer("bias", plain.bias)
         for name in STORED:
             self.register_buffer(name, stored[name])
         self._dequantised: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def empty_like(cls, plain: MixtureOfExperts, block: int | None) -> Self:
+    def empty_like(cls, plain: MixtureOfExperts, block: int | None, *, narrow_results: bool = False) -> Self:
         """The same shapes without content, on the meta device: to be filled from a checkpoint."""
         stored: dict[str, Tensor] = {}
         for name, weight in (("gate_up", plain.gate_up), ("down", plain.down)):
@@ -52,22 +56,26 @@ class Fp8Experts(MixtureOfExperts):
             tiles = (rows, 1) if block is None else (-(-rows // block), -(-columns // block))
             stored[f"{name}_codes"] = torch.empty(weight.shape, dtype=E4M3, device="meta")
             stored[f"{name}_scale"] = torch.empty(count, *tiles, device="meta")
-        return cls(plain, stored, block)
+        return cls(plain, stored, block, narrow_results=narrow_results)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]."""
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = self.route(flat)
         gate_up, down = self.dequantised(x.dtype)
-        out = torch.zeros_like(flat) if self.shared is None else self.shared(flat)
+        out = torch.zeros_like(flat) if self.shared is None else self._result(self.shared(flat))
         for expert in range(gate_up.shape[0]):
             token, slot = (chosen == expert).nonzero(as_tuple=True)
             if token.numel() == 0:
                 continue
             gate, up = fp8_block_linear(flat[token], gate_up[expert], self.block).chunk(2, dim=-1)
-            part = fp8_block_linear(functional.silu(gate) * up, down[expert], self.block)
+            part = self._result(fp8_block_linear(functional.silu(gate) * up, down[expert], self.block))
             out = out.index_add(0, token, part * weights[token, slot, None])
         return out.reshape(x.shape)
+
+    def _result(self, rows: Tensor) -> Tensor:
+        """What an expert gives [T, d], as it is kept."""
+        return round_runs(rows.float(), rows.shape[-1]).to(rows.dtype) if self.narrow_results else rows
 
     def prepare(self, example: Tensor) -> None:
         """Make now what inputs of the example's dtype would make at their first use."""

@@ -15,7 +15,7 @@ from quant.errors import RecipeError
 WeightScaling = Literal["per_channel", "per_tensor"]
 Overflow = Literal["saturate", "zero"]
 ExpertScaling = Literal["block", "per_row"]
-ContextFormat = Literal["bf16", "e4m3"]
+WorkingFormat = Literal["bf16", "e4m3"]
 
 DECODER_LINEARS = (
     "decoder.blocks.*.cross.wq",
@@ -47,7 +47,8 @@ class Fp8Recipe:
     activation: Literal["per_token_dynamic"] = "per_token_dynamic"  # no calibration set can be wrong or stale
     expert_block: int = 128  # experts: weights in block × block tiles, activations in 1 × block runs
     expert_scaling: ExpertScaling = "block"  # or "per_row": experts like Linear layers, as the GPU engine has them
-    context: ContextFormat = "bf16"  # "e4m3": queries, context keys, values and attention weights in 8 bits, too
+    expert_results: WorkingFormat = "bf16"  # "e4m3": what each expert gives, before it is weighed and summed, too
+    context: WorkingFormat = "bf16"  # "e4m3": queries, context keys, values and attention weights in 8 bits, too
     min_capability: tuple[int, int] = (8, 9)  # first CUDA compute capability with FP8 tensor cores
     scale_multiplier: float = 1.0  # of the weights' max-abs scale; anything but 1 is a fault put in on purpose
     overflow: Overflow = "saturate"  # of weights beyond ±448; "zero" is what a kernel that flushes NaN makes of them
@@ -63,6 +64,7 @@ class Fp8Recipe:
         self._one_of("activation", ("per_token_dynamic",))
         self._one_of("overflow", ("saturate", "zero"))
         self._one_of("expert_scaling", ("block", "per_row"))
+        self._one_of("expert_results", ("bf16", "e4m3"))
         self._one_of("context", ("bf16", "e4m3"))
         if isinstance(self.expert_block, bool) or not isinstance(self.expert_block, int) or self.expert_block < 1:
             raise RecipeError(f"expert_block: must be a positive integer, got {self.expert_block!r}")
@@ -122,7 +124,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-YOUNGER = {"expert_scaling", "context"}
+YOUNGER = {"expert_scaling", "expert_results", "context"}
 """Fields that the first quantised checkpoints do not have."""
 
 DEFAULT_RECIPE = "e4m3"
@@ -137,8 +139,9 @@ RECIPES: dict[str, Fp8Recipe] = {
         Fp8Recipe("e4m3-linear-only", experts=()),
         # A scale per row for experts, too: no tiles for a kernel to follow.
         Fp8Recipe("e4m3-rows", expert_scaling="per_row"),
-        # What the GPU engine computes (quant/kernels/eight_bit.py): rows everywhere, and the cross attention in E4M3.
-        Fp8Recipe("e4m3-engine", expert_scaling="per_row", context="e4m3"),
+        # What the GPU engine computes (quant/kernels/eight_bit.py): rows everywhere, and experts' results and the cross
+        # attention in E4M3.
+        Fp8Recipe("e4m3-engine", expert_scaling="per_row", expert_results="e4m3", context="e4m3"),
         # For rehearsing a rollback: one scale per tensor, far too small, and whatever overflows is lost.
         Fp8Recipe(FAULT_RECIPE, weight="per_tensor", scale_multiplier=2.0**-5, overflow="zero"),
     )

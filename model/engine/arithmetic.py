@@ -42,7 +42,7 @@ class GatedProduct(Protocol):
     """A dense feed-forward's gate and up, stored for a kernel that gives silu(gate) · up itself."""
 
     def of_all(self, rows: Rows) -> Rows:
-        """rows [T, d] in E4M3 with `square` -> [T, I] in E4M3."""
+        """Normed rows [T, d] in E4M3 -> [T, I] in E4M3."""
 
 
 class Arithmetic(Protocol[M]):

@@ -155,8 +155,7 @@ class Decoder(Generic[M]):
         eps, eight = self.config.norm_eps, self._eight(layer.up, h)
         if layer.gated and eight and h.shape[0] >= ROWS_TILE:
             first, second = layer.gated
-            x = add_norm(h, None, gamma, eps, eight=True, squares=True)
-            self.arithmetic.add_product(h, first.of_all(x), second)
+            self.arithmetic.add_product(h, first.of_all(add_norm(h, None, gamma, eps, eight=True)), second)
         else:
             inner = self.arithmetic.product(add_norm(h, None, gamma, eps, eight=eight), layer.up)
             self.arithmetic.add_product(h, swiglu(inner, eight=self._eight(layer.down, h)), layer.down)
@@ -170,4 +169,4 @@ class Decoder(Generic[M]):
         choice = choose(h, eps, layer.router, layer.router_bias, top_k, layer.shared, tally)
         placed, way = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
         inner = layer.up.product(placed, way.tiles)
-        return Mixed(layer.down.product(inner, way.tiles).values, way.position, way.share)
+        return Mixed(layer.down.product(inner, way.tiles), way.position, way.share)

@@ -17,6 +17,13 @@ from model.engine.norm import Rows
 from model.engine.overlap import OVERLAPPED, in_turn
 from model.engine.routing import ROWS_TILE, ExpertTiles
 
+ROUNDED_UP = tl.constexpr((1 + 2**-4) ** 2)
+"""E4M3 may make a row's squared length greater by this. Reading the codes back in the kernel that makes them is no way
+to know it: ptxas 12.8 then reads registers that it has not written yet."""
+
+LEAST_SCALE = tl.constexpr(1e-18)
+"""A row of zeros is divided by its square."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertMatrix:
@@ -62,8 +69,9 @@ def grouped_product(
     """rows [M, K] in tiles of ROWS_TILE of one expert -> rows · weight[expert]ᵀ [M, N], 16 bit.
 
     gated: silu(gate) · up [M, N/2] instead, in the rows' own format. In E4M3 its scale is known beforehand: by
-    Cauchy and Schwarz |silu(g)·u| <= |x|²·|gate row|·|up row|, so the values are stored over |x|²·reach / 448, |x|²
-    being rows.square; the next matrix has reach in its columns. Rows behind the used tiles are left alone.
+    Cauchy and Schwarz |silu(g)·u| <= |x|²·|gate row|·|up row|, so the values are stored over |x|²·reach / 448; normed
+    rows have |x| in their scale, and the next matrix has reach in its columns. Rows behind the used tiles are left
+    alone.
     """
     tiles = tiles or GroupedTiles()
     weight = matrix.weight
@@ -81,7 +89,6 @@ def grouped_product(
         TensorDescriptor.from_tensor(weight.view(-1, k), [tiles.columns, depth]),
         TensorDescriptor.from_tensor(out, [ROWS_TILE, tiles.columns // 2 if gated else tiles.columns]),
         rows.scale,
-        rows.square if gated else None,
         scale,
         matrix.scale,
         matrix.reach if gated else None,
@@ -103,7 +110,7 @@ def grouped_product(
 
 @triton.jit
 def _grouped(
-    a, b, out, a_scale, a_square, out_scale, b_scale, reach, expert_of_tile, used, n, k,
+    a, b, out, a_scale, out_scale, b_scale, reach, expert_of_tile, used, n, k,
     GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """One program per multiprocessor walks over the tiles, columns first, so that rows stay in the cache."""
@@ -126,7 +133,8 @@ def _grouped(
             acc = gate / (1.0 + tl.exp(-gate)) * up
             half = column // 2 + tl.arange(0, BN // 2)
             if a_scale is not None:
-                one = tl.load(a_square + at) * (1.0 / 448.0)
+                length = tl.maximum(tl.load(a_scale + at), LEAST_SCALE)
+                one = length * length * (448.0 * ROUNDED_UP)
                 bound = tl.load(reach + expert * (n // 2) + half, half < n // 2, 1.0)
                 acc = tl.clamp(acc / one[:, None] / bound[None, :], -448.0, 448.0)
                 if column == 0:

@@ -226,12 +226,6 @@ __device__ __forceinline__ u32 bf16_fma(u32 a, u32 b, u32 c) {
   return both;
 }
 
-__device__ __forceinline__ u32 bf16_tanh(u32 x) {
-  u32 both;
-  asm("tanh.approx.bf16x2 %0, %1;" : "=r"(both) : "r"(x));
-  return both;
-}
-
 __device__ __forceinline__ float bf16_low(u32 both) { return __uint_as_float(both << 16); }
 __device__ __forceinline__ float bf16_high(u32 both) { return __uint_as_float(both & 0xFFFF0000u); }
 
@@ -250,6 +244,28 @@ __device__ __forceinline__ float half_low(u32 both) {
 }
 
 __device__ __forceinline__ float half_high(u32 both) { return half_low(both >> 16); }
+
+__device__ __forceinline__ u32 halves_mul(u32 a, u32 b) {
+  u32 y;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
+__device__ __forceinline__ u32 halves_tanh(u32 x) {
+  u32 y;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// As pack_e4m3.
+__device__ __forceinline__ u32 halves_to_e4m3(u32 first, u32 second) {
+  u32 y;
+  asm("{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f16x2 low, %1;\ncvt.rn.satfinite.e4m3x2.f16x2 high, %2;\n"
+      "mov.b32 %0, {low, high};\n}"
+      : "=r"(y)
+      : "r"(first), "r"(second));
+  return y;
+}
 
 __device__ __forceinline__ u32 halves_fma(u32 a, u32 b, u32 c) {
   u32 y;

@@ -14,10 +14,6 @@ from torch import Tensor
 
 from model.engine.overlap import OVERLAPPED, in_turn
 
-ROUNDED_UP = tl.constexpr((1 + 2**-4) ** 2)
-"""E4M3 may make a row's squared length greater by this. Reading the codes back in the kernel that makes them is no way
-to know it: ptxas 12.8 then reads registers that it has not written yet."""
-
 E4M3_MAX = tl.constexpr(448.0)
 SCALE_FLOOR = tl.constexpr(2.0**-100)
 
@@ -26,13 +22,12 @@ SCALE_FLOOR = tl.constexpr(2.0**-100)
 class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
-    values [M, K]; in E4M3 scale [M] float32 gives values · scale. square [M] float32, of rows for gated products in
-    E4M3, is at least the squared length of each row as stored.
+    values [M, K]; in E4M3 scale [M] float32 gives values · scale. Of normed rows it is a 448th of the row's length
+    before it was rounded, which is what a gated product knows its own scale by.
     """
 
     values: Tensor
     scale: Tensor | None = None
-    square: Tensor | None = None
 
     @property
     def scales(self) -> Tensor:
@@ -46,7 +41,7 @@ class Rows:
 class Mixed:
     """Outputs of experts that are yet to be summed: row t gets the sum over j of share[t, j] · rows[position[t, j]]."""
 
-    rows: Tensor  # [M, d]
+    rows: Rows  # [M, d]
     position: Tensor  # [T, K] int32
     share: Tensor  # [T, K] float32
 
@@ -58,78 +53,54 @@ def add_norm(
     eps: float,
     *,
     eight: bool = False,
-    squares: bool = False,
 ) -> Rows:
-    """h += what experts give, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous.
-
-    squares: whether a gated product comes next.
-    """
+    """h += what experts give, in place; returns RMSNorm(h) · gamma. h [T, d] 16 bit, contiguous."""
     rows, d = h.shape
     values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
-    scale, square = (
-        torch.empty(rows, dtype=torch.float32, device=h.device) if wanted else None for wanted in (eight, squares)
-    )
+    scale = torch.empty(rows, dtype=torch.float32, device=h.device) if eight else None
     _add_norm[(rows,)](
         h,
-        mixed.rows if mixed else None,
+        mixed.rows.values if mixed else None,
+        mixed.rows.scale if mixed else None,
         mixed.position if mixed else None,
         mixed.share if mixed else None,
         gamma,
         values,
         scale,
-        square,
-        d,
         eps,
         EXPERTS=mixed.position.shape[1] if mixed else 0,
         **whole_row(d),
         **OVERLAPPED,
     )
-    return Rows(values, scale, square)
+    return Rows(values, scale)
 
 
 def whole_row(d: int) -> dict[str, int]:
-    """Options of a launch whose programs hold a row of d numbers each."""
-    return {"BLOCK": triton.next_power_of_2(d), "num_warps": 2 if d <= 2048 else 4}
+    """Options of a launch whose programs hold a row of d numbers each, CHUNK by CHUNK: sixteen bytes a thread."""
+    warps = 1 if d <= 2048 else 2
+    return {"D": d, "CHUNK": 256 * warps, "num_warps": warps}
 
 
 @triton.jit
 def _add_norm(
-    h,
-    experts,
-    position,
-    share,
-    gamma,
-    values,
-    scale,
-    square,
-    d,
-    eps,
-    EXPERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    h, experts, experts_scale, position, share, gamma, values, scale, eps,
+    EXPERTS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     in_turn()
     row = from_the_last().to(tl.int64)
-    col = tl.arange(0, BLOCK)
-    inside = col < d
-    at = row * d + col
-    x = tl.load(h + at, inside, 0.0).to(tl.float32)
+    x = row_at(h, row, D, CHUNK)
     for j in tl.static_range(EXPERTS):
         source = tl.load(position + row * EXPERTS + j).to(tl.int64)
         weight = tl.load(share + row * EXPERTS + j)
-        x += weight * tl.load(experts + source * d + col, inside, 0.0).to(tl.float32)
+        if experts_scale is not None:
+            weight *= tl.load(experts_scale + source)
+        x = plus(x, weight, row_at(experts, source, D, CHUNK))
     if EXPERTS > 0:
-        stored = x.to(h.dtype.element_ty)
-        tl.store(h + at, stored, inside)
-        x = stored.to(tl.float32)
-    y = normalised(x, gamma, d, eps, h.dtype.element_ty)
-    if scale is None:
-        tl.store(values + at, y, inside)
-    else:
-        codes, s = in_eight(y)
-        tl.store(values + at, codes, inside)
+        store_row(h, row, x, 1.0, D, CHUNK)
+    y, factor, s = normalised(x, gamma, eps, D, CHUNK, values.dtype.element_ty)
+    store_row(values, row, y, factor, D, CHUNK)
+    if scale is not None:
         tl.store(scale + row, s)
-    if square is not None:
-        tl.store(square + row, bounded_square(y))
 
 
 @triton.jit
@@ -140,11 +111,54 @@ def from_the_last():
 
 
 @triton.jit
-def normalised(x, gamma, d, eps, dtype: tl.constexpr):
-    """x [BLOCK] float32, zeros from column d on -> RMSNorm(x) · gamma, rounded to 16 bit."""
-    col = tl.arange(0, x.shape[0])
-    inverse = tl.rsqrt(tl.sum(x * x, 0) / d + eps)
-    return (x * inverse * tl.load(gamma + col, col < d, 0.0).to(tl.float32)).to(dtype)
+def row_at(rows, row, D: tl.constexpr, CHUNK: tl.constexpr):
+    """A row of a matrix in float32, in chunks, zeros behind its end."""
+    x: tl.tuple = ()
+    for start in tl.static_range(0, D, CHUNK):
+        col = start + tl.arange(0, CHUNK)
+        x += (tl.load(rows + row * D + col, col < D, 0.0).to(tl.float32),)
+    return x
+
+
+@triton.jit
+def plus(x, weight, other):
+    """x + weight · other, both in chunks."""
+    out: tl.tuple = ()
+    for c in tl.static_range(len(x)):
+        out += (x[c] + weight * other[c],)
+    return out
+
+
+@triton.jit
+def store_row(rows, row, x, factor, D: tl.constexpr, CHUNK: tl.constexpr):
+    """A row in chunks, times a factor, in the matrix's format."""
+    for c in tl.static_range(len(x)):
+        col = c * CHUNK + tl.arange(0, CHUNK)
+        tl.store(rows + row * D + col, (x[c] * factor).to(rows.dtype.element_ty), col < D)
+
+
+@triton.jit
+def normalised(x, gamma, eps, D: tl.constexpr, CHUNK: tl.constexpr, dtype: tl.constexpr):
+    """A row in chunks -> y in chunks, a factor and a scale: RMSNorm(x) · gamma is y · factor · scale.
+
+    The scale is 1 but for E4M3, where it makes a row 448 long: then no number of it is greater, and no sum of products
+    with a row of length r is greater than 448 · r. Nothing is divided but what the whole row shares: on a busy card it
+    is instructions that such a kernel waits for.
+    """
+    y: tl.tuple = ()
+    squares = tl.zeros([CHUNK], tl.float32)
+    lengths = tl.zeros([CHUNK], tl.float32)
+    weight = row_at(gamma, 0, D, CHUNK)
+    for c in tl.static_range(len(x)):
+        y += (x[c] * weight[c],)
+        squares += x[c] * x[c]
+        lengths += y[c] * y[c]
+    factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
+    s = 1.0
+    if dtype == tl.float8e4nv:
+        s = scale_of(tl.sqrt(tl.sum(lengths, 0)) * factor)
+        factor /= s
+    return y, factor, s
 
 
 @triton.jit
@@ -159,10 +173,3 @@ def in_eight(y):
 def scale_of(largest):
     """The scale of numbers of which the largest is so large; positive even of zeros."""
     return tl.maximum(largest / E4M3_MAX, SCALE_FLOOR)
-
-
-@triton.jit
-def bounded_square(y):
-    """y [BLOCK] -> at least the squared length that it has in E4M3."""
-    y = y.to(tl.float32)
-    return tl.maximum(tl.sum(y * y, 0) * ROUNDED_UP, 1e-30)  # a row of zeros is divided by it

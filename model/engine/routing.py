@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, bounded_square, from_the_last, in_eight, normalised, whole_row
+from model.engine.norm import Rows, from_the_last, normalised, row_at, store_row, whole_row
 from model.engine.overlap import OVERLAPPED, in_turn
 
 ROWS_TILE = 128
@@ -141,19 +141,18 @@ def choose(
 def norm_dispatch(h: Tensor, gamma: Tensor, eps: float, choice: Choice, *, eight: bool) -> tuple[Rows, Route]:
     """RMSNorm(h) · gamma, each row at the places of its experts: h [T, d] -> [tiles · ROWS_TILE, d], and the places.
 
-    The rows are `add_norm`'s, in E4M3 with a bound of the squared length besides. In which order an expert gets its
-    rows is not fixed, for no result depends on it.
+    The rows are `add_norm`'s. In which order an expert gets its rows is not fixed, for no result depends on it.
     """
     tokens, d = h.shape
     top_k, shared, room = choice.chosen.shape[1], choice.shared, choice.tiles.rows
     values = torch.empty(room, d, dtype=torch.float8_e4m3fn if eight else h.dtype, device=h.device)
-    scale, square = (torch.empty(room, device=h.device) if eight else None for _ in range(2))
+    scale = torch.empty(room, device=h.device) if eight else None
     position = torch.empty(tokens, shared + top_k, dtype=torch.int32, device=h.device)
     _norm_dispatch[(tokens,)](
-        h, gamma, values, scale, square, choice.chosen, choice.begin, position, d, eps, padded(tokens),
+        h, gamma, values, scale, choice.chosen, choice.begin, position, eps, padded(tokens),
         TOP_K=top_k, SHARED=shared, WIDTH=choice.begin.shape[0], **whole_row(d), **OVERLAPPED,
     )  # fmt: skip
-    return Rows(values, scale, square), Route(position, choice.share, choice.tiles)
+    return Rows(values, scale), Route(position, choice.share, choice.tiles)
 
 
 @triton.jit
@@ -240,19 +239,14 @@ def _plan(
 
 @triton.jit
 def _norm_dispatch(
-    h, gamma, values, scale, square, chosen, begin, position, d, eps, padded,
-    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    h, gamma, values, scale, chosen, begin, position, eps, padded,
+    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A row to its places, and the places. padded: rows of a shared expert."""
     in_turn()
     token = tl.program_id(0)
-    col = tl.arange(0, BLOCK)
-    inside = col < d
-    x = tl.load(h + token.to(tl.int64) * d + col, inside, 0.0).to(tl.float32)
-    row = normalised(x, gamma, d, eps, h.dtype.element_ty)
-    if scale is not None:
-        length = bounded_square(row)
-        row, s = in_eight(row)
+    row = row_at(h, token.to(tl.int64), D, CHUNK)
+    row, factor, s = normalised(row, gamma, eps, D, CHUNK, values.dtype.element_ty)
     for j in tl.static_range(SHARED + TOP_K):
         if j < SHARED:
             place = j * padded + token
@@ -260,7 +254,6 @@ def _norm_dispatch(
             code = tl.load(chosen + token * TOP_K + (j - SHARED))
             place = tl.load(begin + code % WIDTH) + code // WIDTH
         tl.store(position + token * (SHARED + TOP_K) + j, place)
-        tl.store(values + place.to(tl.int64) * d + col, row, inside)
+        store_row(values, place.to(tl.int64), row, factor, D, CHUNK)
         if scale is not None:
             tl.store(scale + place, s)
-            tl.store(square + place, length)

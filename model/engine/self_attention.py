@@ -10,10 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.engine.norm import Rows, from_the_last, scale_of
+from model.engine.norm import Rows, from_the_last, scale_of, whole_row
 from model.engine.overlap import OVERLAPPED, in_turn
-
-_NUMBERS = 2048  # of a row that a warp holds: with more warps a row's would wait for each other
 
 
 def self_attention(
@@ -32,9 +30,10 @@ def self_attention(
     int64 [B·R]. beams: R. At most three tokens, the model's own length.
     """
     rows, width = qkv.shape
-    d, block = width // 3, triton.next_power_of_2(heads)
+    d = width // 3
     values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else qkv.dtype, device=qkv.device)
     scale = torch.empty(rows, dtype=torch.float32, device=qkv.device) if eight else None
+    whole = whole_row(d)
     _self_attention[(rows,)](
         qkv,
         past[0] if past else None,
@@ -42,13 +41,12 @@ def self_attention(
         parents[0] if len(past) > 1 else None,
         values,
         scale,
-        d,
         beams,
         (d // heads) ** -0.5,
         HEADS=heads,
-        HEADS_BLOCK=block,
         HEAD_DIM=d // heads,
-        num_warps=max(1, block * (d // heads) // _NUMBERS),
+        TOGETHER=max(1, whole["CHUNK"] * heads // d),
+        num_warps=whole["num_warps"],
         **OVERLAPPED,
     )
     return Rows(values, scale)
@@ -56,51 +54,55 @@ def self_attention(
 
 @triton.jit
 def _self_attention(
-    qkv,
-    first,
-    second,
-    parent,
-    values,
-    scale,
-    d,
-    beams,
-    sharpness,
-    HEADS: tl.constexpr,
-    HEADS_BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
+    qkv, first, second, parent, values, scale, beams, sharpness,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """A row of all heads, TOGETHER at a time. What divides a number is its head's or its row's and divided by before: a
+    division takes as many instructions as all the rest."""
     in_turn()
+    D: tl.constexpr = HEADS * HEAD_DIM
     row = from_the_last().to(tl.int64)
     request = row // beams
-    head = tl.arange(0, HEADS_BLOCK)
-    at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    inside = (head < HEADS)[:, None]
-    own = qkv + row * 3 * d + at
-    v = tl.load(own + 2 * d, inside, 0.0).to(tl.float32)
-    out = v
+    own, base, base1 = qkv + row * 3 * D, first, second
     if first is not None:
-        q = tl.load(own, inside, 0.0).to(tl.float32) * sharpness
-        s = tl.sum(q * tl.load(own + d, inside, 0.0).to(tl.float32), 1)
-        base = first + request * 3 * d + at
-        s0 = tl.sum(q * tl.load(base + d, inside, 0.0).to(tl.float32), 1)
-        v0 = tl.load(base + 2 * d, inside, 0.0).to(tl.float32)
-        top = tl.maximum(s, s0)
-        if second is None:
+        base += request * 3 * D
+    if second is not None:
+        base1 += (request * beams + tl.load(parent + row)) * 3 * D
+    out: tl.tuple = ()
+    largest = tl.zeros([TOGETHER], tl.float32)
+    for start in tl.static_range(0, HEADS, TOGETHER):
+        head = start + tl.arange(0, TOGETHER)
+        at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        inside = (head < HEADS)[:, None]
+        mixed = _wide(own + 2 * D + at, inside)
+        if first is not None:
+            q = _wide(own + at, inside) * sharpness
+            s, s0 = tl.sum(q * _wide(own + D + at, inside), 1), tl.sum(q * _wide(base + D + at, inside), 1)
+            top = tl.maximum(s, s0)
+            if second is not None:
+                s1 = tl.sum(q * _wide(base1 + D + at, inside), 1)
+                top = tl.maximum(top, s1)
             p, p0 = tl.exp(s - top), tl.exp(s0 - top)
-            out = (p[:, None] * v + p0[:, None] * v0) / (p + p0)[:, None]
-        else:
-            before = request * beams + tl.load(parent + row)
-            base1 = second + before * 3 * d + at
-            s1 = tl.sum(q * tl.load(base1 + d, inside, 0.0).to(tl.float32), 1)
-            v1 = tl.load(base1 + 2 * d, inside, 0.0).to(tl.float32)
-            top = tl.maximum(top, s1)
-            p, p0, p1 = tl.exp(s - top), tl.exp(s0 - top), tl.exp(s1 - top)
-            out = (p[:, None] * v + p0[:, None] * v0 + p1[:, None] * v1) / (p + p0 + p1)[:, None]
-    target = values + row * d + at
-    if scale is None:
-        tl.store(target, out.to(values.dtype.element_ty), inside)
-    else:
-        out = out.to(qkv.dtype.element_ty).to(tl.float32)
-        s8 = scale_of(tl.max(tl.max(tl.abs(out), 1), 0))
-        tl.store(target, (out / s8).to(tl.float8e4nv), inside)
+            total = p + p0
+            if second is not None:
+                p1 = tl.exp(s1 - top)
+                total += p1
+            mixed = (p / total)[:, None] * mixed + (p0 / total)[:, None] * _wide(base + 2 * D + at, inside)
+            if second is not None:
+                mixed += (p1 / total)[:, None] * _wide(base1 + 2 * D + at, inside)
+        out += (mixed,)
+        largest = tl.maximum(largest, tl.max(tl.abs(mixed), 1))
+    factor = 1.0
+    if scale is not None:
+        s8 = scale_of(tl.max(largest, 0))
         tl.store(scale + row, s8)
+        factor = 1.0 / s8
+    for c in tl.static_range(len(out)):
+        head = c * TOGETHER + tl.arange(0, TOGETHER)
+        at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        tl.store(values + row * D + at, (out[c] * factor).to(values.dtype.element_ty), (head < HEADS)[:, None])
+
+
+@triton.jit
+def _wide(numbers, inside):
+    return tl.load(numbers, inside, 0.0).to(tl.float32)

@@ -14,7 +14,7 @@ from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.norm import Rows
 from quant.kernels.attention import PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
-from quant.kernels.experts import fits_experts, pack_experts
+from quant.kernels.experts import fits_experts, pack_experts, pack_gated
 from quant.kernels.order import HEAD_DIM, packed
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
@@ -22,7 +22,14 @@ _SUM_SLACK = 1.0625
 """Attention weights rounded to E4M3 may sum to this much where the exact ones sum to one."""
 
 _REACH_SLACK = 1.01
-"""Sums in float32 and 16-bit rounding may pass Cauchy and Schwarz's bound by this much."""
+"""Sums in 16 bit and their rounding may pass Cauchy and Schwarz's bound by this much."""
+
+_LEAST_REACH = 2.0**-16
+"""Of the largest of an expert: what an output less loud is divided by stays a number in 16 bit."""
+
+_QUIET = 2.0**-0.25
+"""Root mean square of a row's codes at which the fewest bits change from one Gaussian number's code to the next's: 3.23
+instead of 3.35 of eight at max|row| = 448. Bits that change cost power, and power is the limit (ARCHITECTURE, 25)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,10 +57,14 @@ Matrix = EightBitMatrix | PackedMatrix
 
 @dataclass(frozen=True, slots=True)
 class EightBit:
-    """Linear layers, experts and the cross attention in E4M3; norms, softmax, router, heads and sums wider."""
+    """Linear layers, experts and the cross attention in E4M3; norms, softmax, router, heads and sums wider.
+
+    narrow_results: what an expert gives in E4M3, too, where there is a kernel for it.
+    """
 
     name: str = "fp8"
     eight: bool = True
+    narrow_results: bool = True
 
     def takes_eight(self, matrix: Matrix, rows: int) -> bool:  # noqa: ARG002 - the protocol's
         """Always."""
@@ -62,7 +73,7 @@ class EightBit:
     def matrix(self, weight: Tensor) -> Matrix:
         """One scale per output channel."""
         wide = weight.float()
-        scale = row_scale(wide)
+        scale = _quiet_rows(wide, row_scale(wide))
         return _stored(quantise(wide, scale), scale[:, 0])
 
     def product(self, rows: Rows, matrix: Matrix) -> Tensor:
@@ -77,7 +88,7 @@ class EightBit:
         """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
         codes, scale, reach, back_codes, back_scale = _balanced(up, down)
         if is_hopper(up.device) and fits_experts(up.shape[2], down.shape[2]):
-            return pack_experts(codes, scale, reach), pack_experts(back_codes, back_scale)
+            return pack_gated(codes, scale, reach), pack_experts(back_codes, back_scale, eight=self.narrow_results)
         return ExpertMatrix(codes, scale, reach, gated=True), ExpertMatrix(back_codes, back_scale)
 
     def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, Matrix] | None:
@@ -85,16 +96,16 @@ class EightBit:
         if not (is_hopper(up.device) and fits_experts(up.shape[1], down.shape[1])):
             return None
         codes, scale, reach, back_codes, back_scale = _balanced(up[None], down[None])
-        return pack_experts(codes, scale, reach), _stored(back_codes[0], back_scale[0])
+        return pack_gated(codes, scale, reach), _stored(back_codes[0], back_scale[0])
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
         batch, groups, length, head_dim = key.shape
-        key_scale = _head_scale(key)
+        key_scale, largest = _head_scale(key)
         keys = quantise(key, key_scale[..., None, None])
-        value_scale = key_scale if value is key else _head_scale(value)
+        value_scale, largest = (key_scale, largest) if value is key else _head_scale(value)
         codes = keys if value is key else quantise(value, value_scale[..., None, None])
-        out_scale = value_scale.amax(1) * _SUM_SLACK
+        out_scale = (largest.amax(1) * (_SUM_SLACK / E4M3_MAX)).clamp_min_(SCALE_FLOOR)
         if is_hopper(key.device) and head_dim == HEAD_DIM:
             return PackedContext(*packed(keys, codes), lengths, key_scale, value_scale, out_scale, value is key)
         room = -(-length // 16) * 16
@@ -110,9 +121,23 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
     return EightBitMatrix(codes, scale[None].contiguous())
 
 
-def _head_scale(x: Tensor) -> Tensor:
-    """max|x| / 448 of each request and head [B, G]."""
-    return x.abs().amax(dim=(-2, -1)).float().mul_(1.0 / E4M3_MAX).clamp_min_(SCALE_FLOOR)
+def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
+    """`scale` times the power of two that brings the codes of `usual`, what they stand for in root mean square, next to
+    _QUIET. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
+    A row of K codes is at most 1.2 · √K long."""
+    return scale * (usual / (scale * _QUIET)).clamp_min(1.0).log2().round().exp2()
+
+
+def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:
+    """Of rows [..., K]."""
+    return _quiet(scale, wide.square().mean(-1, keepdim=True).sqrt())
+
+
+def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and max|x| [B, G] of each request and head of x [B, G, N, dh]."""
+    largest = x.abs().amax(dim=(-2, -1)).float()
+    usual = torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float32) * (x.shape[-2] * x.shape[-1]) ** -0.5
+    return _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual), largest
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -122,12 +147,13 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor,
     A reach is a power of two, so that codes of `down` stay what they are: stored in E4M3 they are not rounded twice.
     """
     wide = interleave(up).float()
-    scale = row_scale(wide)
+    scale = _quiet_rows(wide, row_scale(wide))
     codes = quantise(wide, scale)
     lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
     product = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
-    reach = product.log2().ceil().exp2()
-    back = down.float()
-    back_scale = row_scale(back) * reach.amax(-1)[:, None, None]
-    back_codes = quantise(back * reach[:, None, :], back_scale)
+    reach = torch.maximum(product, product.amax(-1, keepdim=True) * _LEAST_REACH).log2().ceil().exp2()
+    back, loudest = down.float(), reach.amax(-1)[:, None, None]
+    scaled = back * reach[:, None, :]
+    back_scale = _quiet_rows(scaled, row_scale(back) * loudest)
+    back_codes = quantise(scaled, back_scale)
     return codes, scale[..., 0].contiguous(), reach.contiguous(), back_codes, back_scale[..., 0].contiguous()

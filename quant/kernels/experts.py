@@ -9,21 +9,25 @@ from torch import Tensor
 
 from model.engine.norm import Rows
 from model.engine.routing import ExpertTiles
-from quant.kernels.order import COLUMNS, DEPTH, in_row_order
+from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, in_row_order
 from quant.kernels.product import multiply
+
+_WIDEST = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedExperts:
     """Every expert's matrix in E4M3, its rows ordered so that a thread's results lie side by side.
 
-    weight [E, N', K], N' a multiple of COLUMNS, the rows behind the last zero. scale [E, N] float32 by output; a
-    gated product has gate_scale [E, N] besides, and its scale already divided by `reach` (see `ExpertMatrix`).
+    weight [E, N', K], N' a multiple of COLUMNS, or of GATED_COLUMNS, the rows behind the last zero. scale [E, N]
+    float32 by output; a gated product has gate_scale [E, N] besides, and its scale divided by `reach` (see
+    `ExpertMatrix`). unit: of results in E4M3, as gated ones always are, see `pack_experts` and `pack_gated`.
     """
 
     weight: Tensor
     scale: Tensor
-    gate_scale: Tensor | None
+    gate_scale: Tensor | None = None
+    unit: float | None = None
 
     @property
     def eight(self) -> bool:
@@ -40,26 +44,43 @@ class PackedExperts:
 
     def _times(self, rows: Rows, room: int, tiles: ExpertTiles | None) -> Rows:
         device, n = rows.values.device, self.scale.shape[1]
-        if self.gate_scale is None:
+        columns = COLUMNS if self.gate_scale is None else GATED_COLUMNS
+        if self.unit is None:
             out = torch.empty(room, n, dtype=torch.bfloat16, device=device)
-            multiply(rows, self.weight, self.scale, out, COLUMNS, tiles=tiles)
+            multiply(rows, self.weight, self.scale, out, columns, tiles=tiles)
             return Rows(out)
         out = torch.empty(room, n, dtype=torch.float8_e4m3fn, device=device)
         scale = torch.empty(room, dtype=torch.float32, device=device)
-        multiply(rows, self.weight, self.scale, out, COLUMNS, gate=(self.gate_scale, scale), tiles=tiles)
+        multiply(
+            rows, self.weight, self.scale, out, columns,
+            gate_scale=self.gate_scale, out_scale=scale, unit=self.unit, tiles=tiles,
+        )  # fmt: skip
         return Rows(out, scale)
 
 
 def fits_experts(d_model: int, inner: int) -> bool:
-    """Whether the kernel has experts of these widths."""
-    return d_model % DEPTH == 0 and inner % DEPTH == 0
+    """Whether the kernel has experts of these widths; sums of wider ones might not stay in 16 bit."""
+    return d_model % DEPTH == 0 and inner % DEPTH == 0 and d_model <= _WIDEST
 
 
-def pack_experts(codes: Tensor, scale: Tensor, reach: Tensor | None = None) -> PackedExperts:
-    """Codes [E, N, K] with scale [E, N] float32; with `reach` [E, N/2] gate and linear rows take turns."""
-    experts, n, _ = codes.shape
-    weight = in_row_order(codes, COLUMNS, gated=reach is not None)
-    if reach is None:
-        return PackedExperts(weight, scale.contiguous(), None)
-    pairs = scale.view(experts, n // 2, 2)
-    return PackedExperts(weight, (pairs[..., 1] / reach).contiguous(), pairs[..., 0].contiguous())
+def pack_experts(codes: Tensor, scale: Tensor, *, eight: bool) -> PackedExperts:
+    """Codes [E, N, K] with scale [E, N] float32. eight: results in E4M3, whose unit is about a fourth of the length of
+    the longest row; so a result is at most five times as great as the row of codes that it is made of is long, and
+    about three times as great as one of them where they are like noise."""
+    weight = in_row_order(codes, COLUMNS, gated=False)
+    if not eight:
+        return PackedExperts(weight, scale.contiguous())
+    unit = scale.amax().item() * codes.shape[2] ** 0.5 / 4
+    return PackedExperts(weight, scale / unit, unit=unit)
+
+
+def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
+    """Codes [E, N, K] with scale [E, N] and reach [E, N/2] float32, in which gate and linear rows take turns.
+
+    unit is a power of two that the gates' scales are divided by and the linear parts' multiplied with: so both stay
+    where 16 bit have all their digits.
+    """
+    gate, linear = scale.view(scale.shape[0], -1, 2).unbind(-1)
+    unit = gate.amax().log2().floor().exp2().item()
+    weight = in_row_order(codes, GATED_COLUMNS, gated=True)
+    return PackedExperts(weight, (linear * (unit / reach)).contiguous(), (gate / unit).contiguous(), unit)

@@ -22,9 +22,15 @@ DEPTH = 128
 UNIT = 32
 """Rows of a matrix are reordered among so many, unless it is gated."""
 
+GATED_UNIT = 128
+"""Those of a gated one."""
+
 COLUMNS = 176
-"""Columns of a tile of the experts' and of gated products: every expert's rows are padded to a multiple of it. 1408 and
-2816 are multiples; the wider, the fewer bytes an operation costs."""
+"""Columns of a tile of the experts' products: every expert's rows are padded to a multiple of it, as 1408 is one. The
+wider, the fewer bytes an operation costs."""
+
+GATED_COLUMNS = 256
+"""Those of gated products, whose sums in 16 bit take half the registers."""
 
 
 def key_order(device: torch.device | str = "cpu") -> Tensor:
@@ -54,17 +60,16 @@ def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_order(*, gated: bool) -> Tensor:
-    """[UNIT], or of a gated product [COLUMNS]: the output that each stored row of them makes.
+    """[UNIT], or of a gated product [GATED_UNIT]: the output that each stored row of them makes.
 
-    A thread has eight outputs of a unit side by side. Its 22 of a gated tile are written as sixteen, four and two that
-    lie so; a gated product's row 2i is the gate and 2i + 1 the linear part of output i.
+    A thread has eight outputs of a unit side by side, or sixteen of a gated one, by turns two gates and their two
+    linear parts; a gated product's row 2i is the gate and 2i + 1 the linear part of output i.
     """
-    row = torch.arange(COLUMNS if gated else UNIT)
+    row = torch.arange(GATED_UNIT if gated else UNIT)
     j, q, e = row // 8, row % 8 // 2, row % 2
     if not gated:
         return 8 * q + 2 * j + e
-    output = torch.where(j < 16, 16 * q + j, torch.where(j < 20, 48 + 4 * q + j, 60 + 2 * q + j))
-    return 2 * output + e
+    return 2 * (16 * q + 2 * (j // 2) + e) + j % 2
 
 
 def in_row_order(codes: Tensor, columns: int, *, gated: bool) -> Tensor:

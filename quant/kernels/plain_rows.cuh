@@ -1,25 +1,15 @@
 // What a plain product does with its sums: scaled, added to what is there (ADDS), and written in bfloat16, eight columns at
-// a time. COLUMNS of a tile may be an odd number of sixteens: then every other tile begins in the middle of a unit of 32.
+// a time.
 
-#define UNITS (COLUMNS / 32)
-#define MIDWAY (COLUMNS % 32 / 16)
-#define FACTORS (32 * (UNITS + MIDWAY))  // of the columns of all units of which a tile has any
+__device__ __forceinline__ u16 factor_of(float x) { return (u16)pack_bf16(x, 0.0f); }
 
-// The first column of the unit in which a tile begins.
-__device__ __forceinline__ int unit_of(int tile) { return tile * COLUMNS / 32 * 32; }
+typedef u16 Result;
 
 // A thread's part of a row of a tile: eight columns of each whole unit and four of a half one.
 struct Part {
   uint4 unit[UNITS];
   uint2 half;
 };
-
-// Where a thread's columns begin in a tile that begins in a unit's middle (ODD) or not, counted from its columns of the unit
-// in which the tile begins.
-template <int ODD>
-__device__ __forceinline__ int unit_at(int u) { return 32 * (u + ODD); }
-template <int ODD>
-__device__ __forceinline__ int half_at() { return ODD ? 4 : 32 * UNITS; }
 
 // left: columns from there to the end of the row.
 template <int ODD>
@@ -37,15 +27,14 @@ __device__ __forceinline__ u32 scaled(const float *sums, u32 factor, u32 row, u3
   return ADDS ? bf16_fma(both, row, held) : bf16_mul(both, row);
 }
 
-// Column 8j + 2q + e of a tile, whose sum is sums[4j + e], is output 8q + 2·(j%4) + e of unit j/4, counted from where a
-// unit begins. What the next row is added to, if there is one, comes in the place of this one's.
+// What the next row is added to, if there is one, comes in the place of this one's.
 template <int ODD>
 __device__ __forceinline__ void store_row(
     u16 *to, const float *sums, const u16 *factor, u32 row, int left, Part &held, const u16 *next, bool more) {
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
     const int at = unit_at<ODD>(u);
-    const float *of = sums + 16 * u + 8 * ODD;
+    const float *of = sums + sums_of_unit<ODD>(u);
     const uint4 s = *(const uint4 *)(factor + at), h = held.unit[u];
     const uint4 words = make_uint4(
         scaled(of, s.x, row, h.x), scaled(of + 4, s.y, row, h.y), scaled(of + 8, s.z, row, h.z),
@@ -56,7 +45,7 @@ __device__ __forceinline__ void store_row(
   }
   if (MIDWAY && half_at<ODD>() < left) {
     const int at = half_at<ODD>();
-    const float *of = sums + (ODD ? 0 : 16 * UNITS);
+    const float *of = sums + sums_of_half<ODD>();
     const uint2 s = *(const uint2 *)(factor + at), h = held.half;
     const uint2 words = make_uint2(scaled(of, s.x, row, h.x), scaled(of + 4, s.y, row, h.y));
     if (ADDS && more) held.half = load_four(next + at);
@@ -67,7 +56,7 @@ __device__ __forceinline__ void store_row(
 // The rows of which a thread has parts, with `to` in the first of them; `below` rows are somebody's from there on.
 template <int ODD>
 __device__ __forceinline__ void store_rows(
-    u16 *to, const float (&acc)[2][COLUMNS / 2], const u16 *factor, const float (&scale)[4], int below, int width, int left,
+    u16 *to, const Sums &acc, const u16 *factor, const float (&scale)[4], int below, int width, int left,
     Part &held) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

@@ -2,8 +2,9 @@
 // layouts.
 // Two blocks form a cluster: they multiply the two row tiles of a pair with the same columns, and where both tiles
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
-// tiles in turns, so that one multiplies while the other writes its results: see plain_rows.cuh and gated_rows.cuh. Of a
-// tile whose lower half is nobody's, as many an expert's last is, only the upper half is multiplied and written.
+// tiles in turns, so that one multiplies while the other writes its results, which plain_rows.cuh, eight_rows.cuh or
+// gated_rows.cuh says how to. Of a tile whose lower half is nobody's, as many an expert's last is, only the upper half is
+// multiplied and written.
 
 #define ROWS 128
 #define DEPTH 128
@@ -43,8 +44,7 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const T
 // Sums over a tile's upper half or both, from the ring's stage on; the last product is on its way, of stage `before`.
 template <int HALVES>
 __device__ __forceinline__ void multiply(
-    float (&acc)[2][COLUMNS / 2], u64 described, u32 full, u32 freed, int steps, int &stage, int &phase, int &before,
-    int lane) {
+    Sums &acc, u64 described, u32 full, u32 freed, int steps, int &stage, int &phase, int &before, int lane) {
   for (int step = 0; step < steps; ++step) {
     barrier_wait(full + 8 * stage, phase);
     const u64 a = described + stage * (STAGE_BYTES >> 4), b = a + (2 * ROWS_HALF >> 4);
@@ -65,17 +65,17 @@ __device__ __forceinline__ void multiply(
 }
 
 // tokens: rows that there are. width: columns written; with ADDS they are added to what `out` holds, as `held` describes.
-// scale [E, width], for a gated product gate_scale [E, width] besides. stored: rows that each expert's matrix has, a
-// multiple of COLUMNS. steps: times DEPTH is what is summed over.
+// out_scale: of results in E4M3 (EIGHT), as is `unit`. scale [E, width], for a gated product gate_scale [E, width] besides.
+// stored: rows that each expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight,
-    const __grid_constant__ TensorMap held, void *out, float *out_scale, const float *row_scale, const float *row_square,
-    const float *scale, const float *gate_scale,
-    const int *expert_of_tile, const int *filled, const int *used_tiles, int tokens, int width, int stored, int steps) {
+    const __grid_constant__ TensorMap held, void *out, float *out_scale, const float *row_scale, const float *scale,
+    const float *gate_scale, const int *expert_of_tile, const int *filled, const int *used_tiles, int tokens, int width,
+    int stored, int steps, float unit) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
-  __shared__ alignas(16) u16 factors[2][FACTORS];  // in bfloat16
+  __shared__ alignas(16) u16 factors[2][FACTORS];
   const u32 full = shared_address(barriers), empty = full + 8 * STAGES;
   const u32 rank = cluster_rank();
   if (threadIdx.x == 0) {
@@ -133,7 +133,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     const u32 freed = address_in(empty, lane % 2);
     u16 *factor = factors[group];
     const u64 described = matrix_descriptor(stages);
-    float acc[2][COLUMNS / 2];
+    Sums acc;
     int stage = 0, phase = 0;
     // Where in the ring of stages this warpgroup's next tile begins: the other's tile lies between.
     const int skip = steps % STAGES, turns = steps / STAGES;
@@ -148,7 +148,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
 #if !GATED
       const int begin = unit_of(t.column), left = width - begin - 8 * q;
       const bool odd = MIDWAY && t.column % 2;
-      u16 *to = (u16 *)out + (u64)first * width + begin + 8 * q;
+      Result *to = (Result *)out + (u64)first * width + begin + 8 * q;
       Part part;  // what comes first is on its way before the products
       if (ADDS && below > 0) odd ? load<MIDWAY>(part, to, left) : load<0>(part, to, left);
 #endif
@@ -175,32 +175,26 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         fetched[i] = place < FACTORS && column < width ? from[(u64)t.expert * width + column] : 0.0f;
       }
       float one[4];
-#if GATED
-      float bound[4];
-#endif
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        one[i] = row_at(i) < below ? row_scale[first + row_at(i)] : 0.0f;
-#if GATED
-        bound[i] = row_at(i) < below ? row_square[first + row_at(i)] * (1.0f / 448.0f) : 1.0f;
-#endif
-      }
+      for (int i = 0; i < 4; ++i) one[i] = row_at(i) < below ? row_scale[first + row_at(i)] : 0.0f;
       products_wait<0>();
       if (lane < 2) barrier_arrive_there(freed + 8 * before);
       stage += skip, phase ^= turns & 1;
       if (stage >= STAGES) stage -= STAGES, phase ^= 1;
       meet(1 + group, 128);
-      if (thread < FACTORS) factor[thread] = pack_bf16(fetched[0], 0.0f);
-      if (thread < FACTORS - 128) factor[128 + thread] = pack_bf16(fetched[1], 0.0f);
+      if (thread < FACTORS) factor[thread] = factor_of(fetched[0]);
+      if (thread < FACTORS - 128) factor[128 + thread] = factor_of(fetched[1]);
       meet(1 + group, 128);
-#if GATED
-      const int begin = t.column * OUTPUTS;
+#if EIGHT
       if (t.column == 0 && q == 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (row_at(i) < below) out_scale[first + row_at(i)] = bound[i];
+          if (row_at(i) < below) out_scale[first + row_at(i)] = scale_of_results(one[i], unit);
       }
-      store_gated_rows((u8 *)out + (u64)first * width + begin, acc, factor, one, bound, below, width, width - begin, q);
+#endif
+#if GATED
+      const int begin = t.column * OUTPUTS;
+      store_gated_rows((u8 *)out + (u64)first * width + begin, acc, factor, one, unit, below, width, width - begin, q);
 #else
       odd ? store_rows<MIDWAY>(to, acc, factor + 8 * q, one, below, width, left, part)
           : store_rows<0>(to, acc, factor + 8 * q, one, below, width, left, part);

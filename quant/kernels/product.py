@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import torch
@@ -22,18 +23,19 @@ def multiply(
     out: Tensor,
     columns: int,
     *,
-    gate: tuple[Tensor, Tensor] | None = None,
+    gate_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    unit: float = 1.0,
     tiles: ExpertTiles | None = None,
     adds: bool = False,
 ) -> None:
-    """rows [M, K] in E4M3 times weight [E, N', K] in the order of order.py, with scale [E, N]: out [M', N] bfloat16.
+    """rows [M, K] in E4M3 times weight [E, N', K] in the order of order.py, with scale [E, N]: out [M', N].
 
     Each tile of rows by its expert's matrix, without tiles all by the only one. columns: of a tile, a multiple of 16;
-    N' is a multiple of it where there are experts. gate: the gates' scale [E, N], and the scales [M'] of the rows of
-    `out`, to be written; `out` is then in E4M3 and `scale` divided by the reach (see `ExpertMatrix`). adds: what `out`
-    holds is added. Raises ValueError for experts without tiles, or of another number of rows.
+    N' is a multiple of it where there are experts. `out` is in bfloat16, or with out_scale [M'] in E4M3: then it is
+    what `PackedExperts` with a unit gives, gated with gate_scale [E, N]. adds: what `out` holds is added. Raises
+    ValueError for experts without tiles, or of another number of rows.
     """
-    gate_scale, out_scale = gate or (None, None)
     experts, stored, k = weight.shape
     stored_tiles = -(-stored // columns)
     if experts > 1 and (tiles is None or stored % columns):
@@ -41,25 +43,29 @@ def multiply(
     device, tokens = rows.values.device, rows.values.shape[0]
     named = (tiles.expert, tiles.filled, tiles.used) if tiles else (None, None, None)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    _kernel(gate is not None, adds, columns, device.index).launch(
+    kind = "plain" if out_scale is None else "eight" if gate_scale is None else "gated"
+    _kernel(kind, adds, columns, device.index).launch(
         processors // 2 * 2,
         384,
         [
             tensor_map(rows.values, ROWS_TILE),
             tensor_map(weight.view(experts * stored, k), columns // 2),
             tensor_map(out.view(torch.uint8), ROWS_TILE),
-            address(out), address(out_scale), address(rows.scales), address(rows.square if gate else None),
-            address(scale), address(gate_scale),
+            address(out), address(out_scale), address(rows.scales), address(scale), address(gate_scale),
             *map(address, named), *map(number, (tokens, scale.shape[-1], stored_tiles * columns, k // DEPTH)),
+            ctypes.c_float(unit),
         ],
     )  # fmt: skip
 
 
 @functools.cache
-def _kernel(gated: bool, adds: bool, columns: int, _device: int | None) -> Kernel:
+def _kernel(kind: str, adds: bool, columns: int, _device: int | None) -> Kernel:
     stage_bytes = (ROWS_TILE + columns) * DEPTH
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
-    sizes = {"GATED": int(gated), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages}
-    products = [product_source("product_rows", columns)]
-    results = "gated_rows.cuh" if gated else "plain_rows.cuh"
-    return load_files("quant.kernels", [results, "product.cu"], "grouped", sizes, products, stages * stage_bytes + 1024)
+    gated = kind == "gated"
+    sizes = {
+        "GATED": int(gated), "EIGHT": int(kind != "plain"), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages
+    }  # fmt: skip
+    products = [product_source("product_rows", columns, halves=gated)]
+    names = [*([] if gated else ["units.cuh"]), f"{kind}_rows.cuh", "product.cu"]
+    return load_files("quant.kernels", names, "grouped", sizes, products, stages * stage_bytes + 1024)

@@ -40,12 +40,13 @@ class Stored:
     product below its crossover multiplies the same rounded weights, decoded once to 16 bit, by rows that are not
     rounded: never worse than the variant that was quantised. rows: the row counts that will be served; the decoded copy
     is kept where one of them chooses it. narrow_context: keys and values of the context in E4M3, too, and what the
-    cross attention then hands over in E4M3 is multiplied so at any size.
+    cross attention then hands over in E4M3 is multiplied so at any size. narrow_results: what an expert gives, too.
     """
 
     crossover: Crossover
     rows: tuple[int, ...]
     narrow_context: bool = True
+    narrow_results: bool = True
     name: str = "fp8"
     eight: bool = True
 
@@ -91,7 +92,7 @@ class Stored:
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """E4M3 with a scale per row, whatever blocks they are stored in; 16 bit unless both stacks are E4M3."""
         if up.dtype == down.dtype == torch.float32:
-            return _EIGHT.experts(up, down)
+            return EightBit(narrow_results=self.narrow_results).experts(up, down)
         return _SIXTEEN.experts(up.bfloat16(), down.bfloat16())
 
     def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, StoredMatrix] | None:

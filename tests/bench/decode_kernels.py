@@ -26,6 +26,7 @@ from model.engine.routing import Choice, ExpertTiles, choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
 from quant.kernels.eight_bit import EightBit
+from quant.primitives import E4M3
 
 CONFIG = PRESETS["moe-4b"]
 D, HEADS, INNER = CONFIG.d_model, CONFIG.n_heads, CONFIG.expert_dim
@@ -71,7 +72,10 @@ def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Mixed, float]:
     h, ones = randn(batch * WIDTH, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
     who = choice(h, randn(CONFIG.n_experts, D, std=D**-0.5))
     placed, way = norm_dispatch(h, ones, 1e-6, who, eight=eight)
-    return placed, way.tiles, Mixed(randn(way.tiles.rows, D), way.position, way.share), batch * WIDTH * 4.0
+    results = Rows(randn(way.tiles.rows, D))
+    if eight:
+        results = Rows(results.values.to(E4M3), torch.ones(way.tiles.rows, device="cuda"))
+    return placed, way.tiles, Mixed(results, way.position, way.share), batch * WIDTH * 4.0
 
 
 def experts(batch: int, sweep: bool) -> Iterator[Case]:

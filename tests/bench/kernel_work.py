@@ -101,7 +101,7 @@ def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     one = float(rows * d)
     byte = one * h.element_size() * (1 if mixed is None else 2)
     if mixed is not None:  # experts' outputs: each row of h gathers its own
-        byte += one * mixed.position.shape[1] * mixed.rows.element_size() + moved(mixed.position, mixed.share)
+        byte += one * mixed.position.shape[1] * mixed.rows.values.element_size() + moved(mixed.position, mixed.share)
     byte += one * out.values.element_size()
     return Work("norm" if mixed is None else "mix experts and norm", 0.0, byte, False)
 
@@ -109,7 +109,7 @@ def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Rows that are somebody's (not the padding) times their experts' matrices."""
     matrix, rows = given["self"], given["real_rows"]
-    gated = getattr(matrix, "gated", False) or getattr(matrix, "gate_scale", None) is not None
+    gated = getattr(matrix, "gated", False) or getattr(matrix, "gate", None) is not None
     wide, written = matrix.weight.shape[2], out.values.shape[1]
     width = 2 * written if gated else written
     row_bytes = wide * matrix.weight.element_size() + written * out.values.element_size()
@@ -137,7 +137,7 @@ def dispatched(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work
     """Reads h and who was chosen, writes each row for each of its experts, with its scales, and where it went."""
     h, choice, (rows, way) = given["h"], given["choice"], out
     row = rows.values.shape[1] * rows.values.element_size()
-    row += sum(one.element_size() for one in (rows.scale, rows.square) if one is not None)
+    row += 0 if rows.scale is None else rows.scale.element_size()
     copies = float(way.position.numel() * row)
     return Work("norm and dispatch", 0.0, moved(h, choice.chosen, way.position, way.tiles) + copies, False)
 

@@ -36,7 +36,6 @@ E4M3 = torch.float8_e4m3fn
 class Rows:
     values: torch.Tensor
     scale: torch.Tensor | None = None
-    square: torch.Tensor | None = None
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -86,7 +85,7 @@ def test_self_attention_reads_two_thirds_of_the_past() -> None:
 def test_norm_reads_and_writes_the_residual() -> None:
     h, one = half(10, 256), 10 * 256 * 2
     assert norm(CONFIG, {"h": h, "mixed": None}, Rows(half(10, 256))).byte == 2 * one
-    mixed = SimpleNamespace(rows=half(99, 256), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
+    mixed = SimpleNamespace(rows=Rows(half(99, 256)), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
     work = norm(CONFIG, {"h": h, "mixed": mixed}, Rows(half(10, 256)))
     assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + one)
 
@@ -102,11 +101,11 @@ def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
 
 
 def test_a_gated_product_writes_half_of_what_it_computes() -> None:
-    rows = Rows(half(20, 256).to(E4M3), torch.ones(20), torch.ones(20))
+    rows = Rows(half(20, 256).to(E4M3), torch.ones(20))
     given = {"self": SimpleNamespace(weight=half(1, 1024, 256).to(E4M3)), "rows": rows}
     work = gated_all(CONFIG, given, Rows(half(20, 512).to(E4M3), torch.ones(20)))
     assert (work.name, work.flop) == ("gated linear 256→1024", 2 * 20 * 256 * 1024)
-    assert work.byte == 20 * 256 + 8 * 20 + 20 * 512 + 4 * 20
+    assert work.byte == 20 * 256 + 4 * 20 + 20 * 512 + 4 * 20
 
 
 def test_what_is_bound_by_memory() -> None:
@@ -124,8 +123,8 @@ def test_the_way_to_the_experts() -> None:
     given = {"h": h, "choice": SimpleNamespace(chosen=who)}
     work = dispatched(CONFIG, given, (Rows(half(640, 256)), way))
     assert (work.name, work.byte) == ("norm and dispatch", one + 120 + 160 + 28 + 4 * one)
-    eight = Rows(half(640, 256).to(E4M3), torch.ones(640), torch.ones(640))
-    assert dispatched(CONFIG, given, (eight, way)).byte == one + 120 + 160 + 28 + 40 * (256 + 8)
+    eight = Rows(half(640, 256).to(E4M3), torch.ones(640))
+    assert dispatched(CONFIG, given, (eight, way)).byte == one + 120 + 160 + 28 + 40 * (256 + 4)
 
 
 def test_a_tensor_that_is_met_twice_is_moved_once() -> None:

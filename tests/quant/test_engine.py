@@ -9,7 +9,7 @@ import pytest
 
 from model.recommender import Recommender
 from quant import engine, load
-from quant.engine import has_narrow_context, on_engine
+from quant.engine import has_narrow_context, has_narrow_results, on_engine
 from quant.load import load_recommender, quantize_checkpoint
 from quant.recipes import RECIPES
 
@@ -55,3 +55,11 @@ def test_the_context_is_in_the_format_that_the_recipe_says(
 ) -> None:
     quantize_checkpoint(dense_dir, tmp_path / "fp8", RECIPES[recipe])
     assert has_narrow_context(load_recommender(tmp_path / "fp8").model) is narrow
+
+
+@pytest.mark.parametrize(("recipe", "narrow"), [("e4m3", False), ("e4m3-rows", False), ("e4m3-engine", True)])
+def test_what_experts_give_is_in_the_format_that_the_recipe_says(
+    experts_dir: Path, tmp_path: Path, recipe: str, narrow: bool
+) -> None:
+    quantize_checkpoint(experts_dir, tmp_path / "fp8", RECIPES[recipe])
+    assert has_narrow_results(load_recommender(tmp_path / "fp8").model) is narrow

@@ -77,6 +77,16 @@ def test_a_scale_per_row_is_as_near_and_has_the_shape_of_one_column() -> None:
     assert torch.equal(quantised.expert("gate_up", 3, torch.float32), gate_up[3])
 
 
+@pytest.mark.parametrize("shared", [0, 1])
+def test_what_experts_give_is_rounded_by_row_before_it_is_summed(shared: int) -> None:
+    plain, quantised = twins(shared, scaling="per_row")
+    stored = {name: getattr(quantised, name) for name in STORED}
+    narrow = Fp8Experts(plain, stored, None, narrow_results=True)
+    x = torch.randn(3, 20, 160) * torch.tensor([1e-4, 1.0, 10.0])[:, None, None]
+    for wide, near in zip(quantised(x), narrow(x), strict=True):
+        assert 29.0 < sqnr_db(wide, near) < 36.0
+
+
 def test_a_wild_row_does_not_hurt_its_neighbours() -> None:
     plain, _ = twins()
     plain.down[0, 7] *= 1e5

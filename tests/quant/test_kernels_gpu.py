@@ -15,7 +15,7 @@ from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from quant.kernels.dense import PackedMatrix, fits_dense
 from quant.kernels.eight_bit import EightBit, _balanced
-from quant.primitives import dequantise, quantise, row_scale, sqnr_db
+from quant.primitives import E4M3, dequantise, quantise, row_scale, sqnr_db
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -33,6 +33,11 @@ def wide(rows: Rows, count: int) -> Tensor:
     return rows.values[:count].double() * rows.scale[:count, None].double()
 
 
+def as_float64(rows: Rows) -> Tensor:
+    """In whichever format they are."""
+    return rows.values.double() if rows.scale is None else rows.values.double() * rows.scale[:, None].double()
+
+
 def dispatched(h: Tensor, gamma: Tensor, experts: int, top_k: int) -> tuple[Rows, Route]:
     """Rows at the places of one shared expert, the tokens in order, and of those that a random router chooses."""
     router, bias = randn(experts, h.shape[1], seed=3, std=h.shape[1] ** -0.5), torch.zeros(experts, device="cuda")
@@ -41,11 +46,14 @@ def dispatched(h: Tensor, gamma: Tensor, experts: int, top_k: int) -> tuple[Rows
 
 
 @pytest.mark.parametrize("d", [256, 1408, 3584])
-def test_norm_rounds_the_sum_to_8_bit(d: int) -> None:
-    h, experts, gamma = randn(77, d, seed=1), randn(90, d, seed=2), randn(d, seed=3)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_norm_rounds_the_sum_to_8_bit(d: int, narrow: bool) -> None:
+    h, experts, gamma = randn(77, d, seed=1), Rows(randn(90, d, seed=2)), randn(d, seed=3)
+    if narrow:
+        experts = Rows(experts.values.to(E4M3), torch.rand(90, device="cuda"))
     position = torch.randint(0, 90, (77, 3), device="cuda", dtype=torch.int32)
     share = torch.rand(77, 3, device="cuda")
-    summed = h.double() + (experts[position.long()].double() * share[..., None].double()).sum(1)
+    summed = h.double() + (as_float64(experts)[position.long()] * share[..., None].double()).sum(1)
     expected = functional.rms_norm(summed.bfloat16().double(), (d,), gamma.double(), 1e-6)
     mixed = Mixed(experts, position, share)
     assert sqnr_db(expected, wide(add_norm(h.clone(), mixed, gamma, 1e-6, eight=True), 77)) > 30.0
@@ -78,14 +86,15 @@ def test_row_wise_product(rows: int, k: int, n: int) -> None:
     ("tokens", "experts", "d", "inner"),
     [(28, 53, 1408, 1408), (700, 7, 512, 384), (5, 3, 256, 128), (300, 4, 256, 192), (3000, 5, 640, 256)],
 )
-def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: int) -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: int, narrow: bool) -> None:
     up = randn(experts + 1, 2 * inner, d, seed=1, std=d**-0.5)
     down = randn(experts + 1, d, inner, seed=2, std=inner**-0.5)
     placed, way = dispatched(randn(tokens, d, seed=4), randn(d, seed=5), experts, 3)
-    first, second = EIGHT.experts(up, down)
+    first, second = EightBit(narrow_results=narrow).experts(up, down)
     inner_rows = first.product(placed, way.tiles)
-    mixed = Mixed(second.product(inner_rows, way.tiles).values, way.position, way.share)
-    got = (mixed.rows[way.position.long()].double() * way.share[..., None].double()).sum(1)
+    results = second.product(inner_rows, way.tiles)
+    got = (as_float64(results)[way.position.long()] * way.share[..., None].double()).sum(1)
     exact, source = torch.zeros(tokens, d, dtype=torch.float64, device="cuda"), wide(placed, tokens)
     chosen = way.tiles.expert[(way.position // 128).long()]
     for expert in range(experts + 1):
@@ -93,7 +102,7 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
         gate, linear = (source[token] @ up[expert].double().t()).chunk(2, dim=1)
         part = functional.silu(gate) * linear @ down[expert].double().t()
         exact.index_add_(0, token, part * way.share[token, slot, None].double())
-    assert sqnr_db(exact, got) > 25.0
+    assert sqnr_db(exact, got) > (24.0 if narrow else 25.0)
 
 
 def test_experts_make_zeros_of_zeros() -> None:
@@ -101,8 +110,8 @@ def test_experts_make_zeros_of_zeros() -> None:
     h = torch.zeros(40, d, device="cuda", dtype=torch.bfloat16)
     placed, way = dispatched(h, torch.ones_like(h[0]), 3, 2)
     first, second = EIGHT.experts(randn(4, 2 * inner, d, seed=2), randn(4, d, inner, seed=3))
-    out = second.product(first.product(placed, way.tiles), way.tiles).values[way.position.long()]
-    assert not bool(out.float().abs().sum())
+    out = second.product(first.product(placed, way.tiles), way.tiles)
+    assert not bool(out.values[way.position.long()].float().abs().sum())
 
 
 @pytest.mark.parametrize(("rows", "d", "inner"), [(2048, 1408, 5632), (130, 256, 384), (28, 1792, 6784)])
@@ -112,7 +121,7 @@ def test_a_dense_feed_forward_agrees_with_float64(rows: int, d: int, inner: int)
     fused = EIGHT.gated(up, down)
     assert fused is not None
     first, second = fused
-    x = add_norm(h, None, ones, 1e-6, eight=True, squares=True)
+    x = add_norm(h, None, ones, 1e-6, eight=True)
     gate, linear = (wide(x, rows) @ up.double().t()).chunk(2, dim=1)
     exact = (functional.silu(gate) * linear) @ down.double().t()
     assert sqnr_db(exact, EIGHT.product(first.of_all(x), second)) > 22.0
@@ -123,7 +132,9 @@ def test_codes_of_a_stored_down_matrix_are_not_rounded_again() -> None:
     stored = dequantise(quantise(down, row_scale(down)), row_scale(down))
     _, _, reach, codes, scale = _balanced(up[None], stored[None])
     again = codes.float() * scale[..., None] / reach[:, None, :]
-    torch.testing.assert_close(again[0], stored, rtol=1e-6, atol=float(stored.abs().max()) * 2**-17)
+    half_a_step = 2.0**-10 * scale[..., None] / reach[:, None, :]  # of the smallest codes
+    assert bool(((again - stored).abs() <= half_a_step + 1e-6 * stored.abs()).all())
+    assert sqnr_db(stored, again[0]) > 45.0
 
 
 @pytest.mark.parametrize("inner", [384, 2048, 14336])

@@ -7,6 +7,8 @@ import torch
 
 from quant.kernels.order import (
     COLUMNS,
+    GATED_COLUMNS,
+    GATED_UNIT,
     HEAD_DIM,
     KEYS,
     UNIT,
@@ -42,12 +44,11 @@ def test_a_threads_mixed_features_lie_sixteen_side_by_side(thread: int) -> None:
 
 
 @pytest.mark.parametrize("thread", range(4))
-def test_a_threads_gated_outputs_lie_sixteen_four_and_two_side_by_side(thread: int) -> None:
+def test_a_threads_gated_outputs_lie_sixteen_side_by_side_two_gates_before_their_linear_parts(thread: int) -> None:
     order = row_order(gated=True).tolist()
-    held = [order[column] for column in columns_of(thread, COLUMNS)]
-    pieces = [*range(16 * thread, 16 * thread + 16), *range(64 + 4 * thread, 68 + 4 * thread)]
-    pieces += range(80 + 2 * thread, 82 + 2 * thread)
-    assert held == [2 * output + e for output in pieces for e in range(2)]
+    held = [order[column] for column in columns_of(thread, GATED_UNIT)]
+    pairs = [(16 * thread + i, 16 * thread + i + 1) for i in range(0, 16, 2)]
+    assert held == [2 * output + linear for pair in pairs for linear in (0, 1) for output in pair]
 
 
 @pytest.mark.parametrize("thread", range(4))
@@ -105,12 +106,12 @@ def test_plain_rows_keep_their_order_however_wide_the_tiles_and_those_behind_the
         assert torch.equal(stored[:, row], expected)
 
 
-def test_gated_rows_are_ordered_by_tile_and_those_behind_the_last_are_zero() -> None:
+def test_gated_rows_are_ordered_by_unit_and_those_behind_the_last_are_zero() -> None:
     codes = torch.randint(1, 127, (2, 200, 128), dtype=torch.uint8).view(torch.float8_e4m3fn)
-    stored = in_row_order(codes, COLUMNS, gated=True).view(torch.uint8)
-    assert stored.shape == (2, 2 * COLUMNS, 128)
+    stored = in_row_order(codes, GATED_COLUMNS, gated=True).view(torch.uint8)
+    assert stored.shape == (2, GATED_COLUMNS, 128)
     order = row_order(gated=True).tolist()
-    for row in range(2 * COLUMNS):
-        source = row // COLUMNS * COLUMNS + order[row % COLUMNS]
+    for row in range(GATED_COLUMNS):
+        source = row // GATED_UNIT * GATED_UNIT + order[row % GATED_UNIT]
         expected = codes.view(torch.uint8)[:, source] if source < 200 else torch.zeros(2, 128, dtype=torch.uint8)
         assert torch.equal(stored[:, row], expected)
