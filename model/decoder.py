@@ -51,7 +51,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, past: SelfKV | None) -> tuple[Tensor, SelfKV]:
         """x [M, T, d] after `past` of t tokens -> ([M, T, d], keys and values of all t+T tokens)."""
         rows, new, width = x.shape
-        qkv = self.wqkv(x).view(rows, new, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        qkv = self.projected(x).view(rows, new, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -62,6 +62,11 @@ class CausalSelfAttention(nn.Module):
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed: Tensor = self.wo(out.transpose(1, 2).reshape(rows, new, width))
         return mixed, (k, v)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """x [M, T, d] -> queries, keys and values of all heads [M, T, 3d]."""
+        qkv: Tensor = self.wqkv(x)
+        return qkv
 
 
 class LazyDecoderBlock(nn.Module):

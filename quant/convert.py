@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from model.decoder import CrossAttention
+from model.decoder import CausalSelfAttention, CrossAttention
 from model.experts import MixtureOfExperts
 from quant.cross_attention import Fp8CrossAttention
 from quant.errors import RecipeError
@@ -24,6 +24,7 @@ from quant.primitives import (
     tensor_scale,
 )
 from quant.recipes import Fp8Recipe
+from quant.self_attention import Fp8SelfAttention
 
 Progress = Callable[[int, int, str], None]
 """(layers done, layers in all, name of the layer just done)."""
@@ -55,7 +56,7 @@ def convert(model: nn.Module, recipe: Fp8Recipe, progress: Progress | None = Non
         model.set_submodule(name, quantise_layer(name, module, recipe))
         if progress is not None:
             progress(done, len(layers), name)
-    narrow_context(model, recipe)
+    narrow_attention(model, recipe)
     return tuple(layers)
 
 
@@ -92,15 +93,16 @@ def hollow(model: nn.Module, recipe: Fp8Recipe, names: Iterable[str]) -> None:
             model.set_submodule(name, Fp8Experts.empty_like(module, recipe.tile, narrow_results=narrow))
         else:
             raise RecipeError(f"modules: {name!r} is a {type(module).__name__} and cannot be quantised")
-    narrow_context(model, recipe)
+    narrow_attention(model, recipe)
 
 
-def narrow_context(model: nn.Module, recipe: Fp8Recipe) -> None:
-    """Let the cross attention compute in E4M3 where the recipe says so; nothing is stored for it."""
-    if recipe.context == "e4m3":
-        for name, module in list(model.named_modules()):
-            if isinstance(module, CrossAttention) and not isinstance(module, Fp8CrossAttention):
-                model.set_submodule(name, Fp8CrossAttention(module))
+def narrow_attention(model: nn.Module, recipe: Fp8Recipe) -> None:
+    """Let attention read E4M3 where the recipe says so; nothing is stored for it."""
+    for name, module in list(model.named_modules()):
+        if recipe.context == "e4m3" and type(module) is CrossAttention:
+            model.set_submodule(name, Fp8CrossAttention(module))
+        if recipe.own_tokens == "e4m3" and type(module) is CausalSelfAttention:
+            model.set_submodule(name, Fp8SelfAttention(module))
 
 
 def _expert_stack(stack: Tensor, name: str, recipe: Fp8Recipe) -> tuple[Tensor, Tensor]:

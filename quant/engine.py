@@ -6,14 +6,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from model.engine.limits import MOST_BEAMS, unfit_device, unfit_model
 from model.recommender import Recommender
-from quant.cross_attention import Fp8CrossAttention
 from quant.crossover_timing import crossover_for
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
+from quant.narrow import narrow_of
 from quant.stored_weights import linear_shapes, stored_weights
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ def on_engine(plain: Recommender, folder: Path | None = None) -> Recommender:
     """The same model answered by the engine, or `plain` itself and a warning why where the engine cannot run it.
 
     `plain` must not be used any longer when another recommender comes back. An FP8 model's products are served in
-    the format that is faster on this device; timings are kept in `folder`. Its context and its experts' results are in
-    E4M3 where its recipe says so (`e4m3-engine` does), for that is the variant whose parity was measured.
+    the format that is faster on this device; timings are kept in `folder`. What else is in E4M3 is what its recipe says
+    (`e4m3-engine`: all that the engine can), for that is the variant whose parity was measured.
     """
     eight = any(isinstance(module, Fp8Linear | Fp8Experts) for module in plain.model.modules())
     reasons = unfit_device(plain.device) + unfit_model(plain.config, plain.model.bos.dtype, eight=eight)
@@ -46,19 +44,8 @@ def on_engine(plain: Recommender, folder: Path | None = None) -> Recommender:
     arithmetic: Arithmetic[Any] = SixteenBit()
     if eight:
         crossover = crossover_for(folder, plain.device, MEASURED_ROWS, linear_shapes(plain.model))
-        narrow = has_narrow_context(plain.model), has_narrow_results(plain.model)
-        arithmetic = Stored(crossover, MEASURED_ROWS, *narrow)
+        arithmetic = Stored(crossover, MEASURED_ROWS, narrow_of(plain.model))
     return engine_recommender(plain, arithmetic)
-
-
-def has_narrow_context(model: nn.Module) -> bool:
-    """Whether the recipe that quantised the model put the context into E4M3, too."""
-    return any(isinstance(module, Fp8CrossAttention) for module in model.modules())
-
-
-def has_narrow_results(model: nn.Module) -> bool:
-    """Whether it put what an expert gives into E4M3, too."""
-    return any(isinstance(module, Fp8Experts) and module.narrow_results for module in model.modules())
 
 
 def engine_recommender(plain: Recommender, arithmetic: Arithmetic[Any]) -> Recommender:

@@ -47,6 +47,7 @@ class Fp8Recipe:
     activation: Literal["per_token_dynamic"] = "per_token_dynamic"  # no calibration set can be wrong or stale
     expert_block: int = 128  # experts: weights in block × block tiles, activations in 1 × block runs
     expert_scaling: ExpertScaling = "block"  # or "per_row": experts like Linear layers, as the GPU engine has them
+    own_tokens: WorkingFormat = "bf16"  # "e4m3": queries, keys and values of generated tokens in 8 bits, too
     expert_results: WorkingFormat = "bf16"  # "e4m3": what each expert gives, before it is weighed and summed, too
     context: WorkingFormat = "bf16"  # "e4m3": queries, context keys, values and attention weights in 8 bits, too
     min_capability: tuple[int, int] = (8, 9)  # first CUDA compute capability with FP8 tensor cores
@@ -64,8 +65,8 @@ class Fp8Recipe:
         self._one_of("activation", ("per_token_dynamic",))
         self._one_of("overflow", ("saturate", "zero"))
         self._one_of("expert_scaling", ("block", "per_row"))
-        self._one_of("expert_results", ("bf16", "e4m3"))
-        self._one_of("context", ("bf16", "e4m3"))
+        for field in ("own_tokens", "expert_results", "context"):
+            self._one_of(field, ("bf16", "e4m3"))
         if isinstance(self.expert_block, bool) or not isinstance(self.expert_block, int) or self.expert_block < 1:
             raise RecipeError(f"expert_block: must be a positive integer, got {self.expert_block!r}")
         capability = self.min_capability
@@ -124,7 +125,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-YOUNGER = {"expert_scaling", "expert_results", "context"}
+YOUNGER = {"expert_scaling", "own_tokens", "expert_results", "context"}
 """Fields that the first quantised checkpoints do not have."""
 
 DEFAULT_RECIPE = "e4m3"
@@ -139,9 +140,9 @@ RECIPES: dict[str, Fp8Recipe] = {
         Fp8Recipe("e4m3-linear-only", experts=()),
         # A scale per row for experts, too: no tiles for a kernel to follow.
         Fp8Recipe("e4m3-rows", expert_scaling="per_row"),
-        # What the GPU engine computes (quant/kernels/eight_bit.py): rows everywhere, and experts' results and the cross
-        # attention in E4M3.
-        Fp8Recipe("e4m3-engine", expert_scaling="per_row", expert_results="e4m3", context="e4m3"),
+        # What the GPU engine computes (quant/kernels/eight_bit.py): rows everywhere, and what attention reads and
+        # experts give in E4M3.
+        Fp8Recipe("e4m3-engine", expert_scaling="per_row", own_tokens="e4m3", expert_results="e4m3", context="e4m3"),
         # For rehearsing a rollback: one scale per tensor, far too small, and whatever overflows is lost.
         Fp8Recipe(FAULT_RECIPE, weight="per_tensor", scale_multiplier=2.0**-5, overflow="zero"),
     )

@@ -65,6 +65,9 @@ class Arithmetic(Protocol[M]):
     def product(self, rows: Rows, matrix: M) -> Tensor:
         """rows [T, K], in either format, · weightᵀ -> [T, N] 16 bit."""
 
+    def own_product(self, rows: Rows, matrix: M) -> Rows:
+        """Normed rows [T, K] · weightᵀ -> [T, N], in the format that the attention over own tokens is to read."""
+
     def add_product(self, h: Tensor, rows: Rows, matrix: M) -> None:
         """h [T, N] += rows · weightᵀ, in place."""
 
@@ -96,6 +99,10 @@ class SixteenBit:
     def product(self, rows: Rows, matrix: Tensor) -> Tensor:
         """An ordinary product."""
         return functional.linear(rows.values, matrix)
+
+    def own_product(self, rows: Rows, matrix: Tensor) -> Rows:
+        """The same."""
+        return Rows(functional.linear(rows.values, matrix))
 
     def add_product(self, h: Tensor, rows: Rows, matrix: Tensor) -> None:
         """The sum is rounded once."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.engine.arithmetic import Arithmetic, BlockMatrices, Context, Dense, Experts
 from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
-from model.engine.norm import Mixed, add_norm
+from model.engine.norm import Mixed, Rows, add_norm
 from model.engine.prefixes import Prefixes
 from model.engine.routing import ROWS_TILE, choose, norm_dispatch, tally_size
 from model.engine.select import select_beams
@@ -95,7 +95,7 @@ class Decoder(Generic[M]):
         h = self.bos.repeat(batch, 1)
         scores = torch.zeros(batch, 1, device=h.device)
         codes = torch.empty(batch, 1, 0, dtype=torch.int64, device=h.device)
-        past: list[list[Tensor]] = [[] for _ in self.blocks]
+        past: list[list[Rows]] = [[] for _ in self.blocks]
         parents: tuple[Tensor, ...] = ()
         nodes = None if walk is None else walk.prefixes.roots(batch)
         shape = (config.levels, config.n_layers, tally_size(config.n_experts))
@@ -132,17 +132,17 @@ class Decoder(Generic[M]):
         pending: Mixed | None,
         context: Context,
         beams: int,
-        past: tuple[Tensor, ...],
+        past: tuple[Rows, ...],
         parents: tuple[Tensor, ...],
         tally: Tensor,
-    ) -> tuple[Mixed | None, Tensor]:
+    ) -> tuple[Mixed | None, Rows]:
         """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
         product, add_product = self.arithmetic.product, self.arithmetic.add_product
         eps, heads = self.config.norm_eps, self.config.n_heads
         x = add_norm(h, pending, block.norm_cross, eps, eight=self._eight(block.cross_q, h))
         add_product(h, context.attend(product(x, block.cross_q), beams, heads), block.cross_o)
         x = add_norm(h, None, block.norm_self, eps, eight=self._eight(block.self_qkv, h))
-        qkv = product(x, block.self_qkv)
+        qkv = self.arithmetic.own_product(x, block.self_qkv)
         add_product(
             h, self_attention(qkv, past, parents, beams, heads, eight=self._eight(block.self_o, h)), block.self_o
         )

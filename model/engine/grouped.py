@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.engine.norm import Rows
+from model.engine.norm import USUAL, Rows
 from model.engine.overlap import OVERLAPPED, in_turn
 from model.engine.routing import ROWS_TILE, ExpertTiles
 
@@ -133,8 +133,8 @@ def _grouped(
             acc = gate / (1.0 + tl.exp(-gate)) * up
             half = column // 2 + tl.arange(0, BN // 2)
             if a_scale is not None:
-                length = tl.maximum(tl.load(a_scale + at), LEAST_SCALE)
-                one = length * length * (448.0 * ROUNDED_UP)
+                usual = tl.maximum(tl.load(a_scale + at), LEAST_SCALE)
+                one = usual * usual * (k * (USUAL * USUAL * ROUNDED_UP / 448.0))
                 bound = tl.load(reach + expert * (n // 2) + half, half < n // 2, 1.0)
                 acc = tl.clamp(acc / one[:, None] / bound[None, :], -448.0, 448.0)
                 if column == 0:

@@ -17,13 +17,17 @@ from model.engine.overlap import OVERLAPPED, in_turn
 E4M3_MAX = tl.constexpr(448.0)
 SCALE_FLOOR = tl.constexpr(2.0**-100)
 
+USUAL = tl.constexpr(0.75)
+"""Root mean square of a normed row's codes. There the fewest bits change from one Gaussian number's code to the next's,
+3.2 of eight (3.5 at sixteen times it), and bits that change are what products take power for (ARCHITECTURE, 25)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
-    values [M, K]; in E4M3 scale [M] float32 gives values · scale. Of normed rows it is a 448th of the row's length
-    before it was rounded, which is what a gated product knows its own scale by.
+    values [M, K]; in E4M3 scale [M] float32 gives values · scale. Of normed rows it is their root mean square, before
+    they were rounded, over USUAL, which is what a product knows a bound of its results by.
     """
 
     values: Tensor
@@ -141,9 +145,8 @@ def store_row(rows, row, x, factor, D: tl.constexpr, CHUNK: tl.constexpr):
 def normalised(x, gamma, eps, D: tl.constexpr, CHUNK: tl.constexpr, dtype: tl.constexpr):
     """A row in chunks -> y in chunks, a factor and a scale: RMSNorm(x) · gamma is y · factor · scale.
 
-    The scale is 1 but for E4M3, where it makes a row 448 long: then no number of it is greater, and no sum of products
-    with a row of length r is greater than 448 · r. Nothing is divided but what the whole row shares: on a busy card it
-    is instructions that such a kernel waits for.
+    The scale is 1 but for E4M3: there it is that of `Rows`. Nothing is divided but what the whole row shares: on a busy
+    card it is instructions that such a kernel waits for.
     """
     y: tl.tuple = ()
     squares = tl.zeros([CHUNK], tl.float32)
@@ -156,7 +159,7 @@ def normalised(x, gamma, eps, D: tl.constexpr, CHUNK: tl.constexpr, dtype: tl.co
     factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
     s = 1.0
     if dtype == tl.float8e4nv:
-        s = scale_of(tl.sqrt(tl.sum(lengths, 0)) * factor)
+        s = tl.maximum(tl.sqrt(tl.sum(lengths, 0) / D) * factor / USUAL, SCALE_FLOOR)
         factor /= s
     return y, factor, s
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -15,34 +17,39 @@ from model.engine.overlap import OVERLAPPED, in_turn
 
 
 def self_attention(
-    qkv: Tensor,
-    past: tuple[Tensor, ...],
+    qkv: Rows,
+    past: tuple[Rows, ...],
     parents: tuple[Tensor, ...],
     beams: int,
     heads: int,
     *,
     eight: bool = False,
 ) -> Rows:
-    """qkv [B·R, 3d] of the new tokens -> mixed rows [B·R, d].
+    """qkv [B·R, 3d] of the new tokens, in either format -> mixed rows [B·R, d].
 
     past: the qkv rows of the earlier levels as they were computed, never copied: [B, 3d] of the first token, then
     [B·R, 3d]. parents: for each of them but the first the row in [0, R) of its request that each new row continues,
     int64 [B·R]. beams: R. At most three tokens, the model's own length.
     """
-    rows, width = qkv.shape
-    d = width // 3
-    values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else qkv.dtype, device=qkv.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=qkv.device) if eight else None
+    rows, width = qkv.values.shape
+    d, device = width // 3, qkv.values.device
+    sixteen = torch.bfloat16 if qkv.scale is not None else qkv.values.dtype
+    values = torch.empty(rows, d, dtype=torch.float8_e4m3fn if eight else sixteen, device=device)
+    scale = torch.empty(rows, dtype=torch.float32, device=device) if eight else None
+    first, second = (*past, None, None)[:2]
     whole = whole_row(d)
     _self_attention[(rows,)](
-        qkv,
-        past[0] if past else None,
-        past[1] if len(past) > 1 else None,
-        parents[0] if len(past) > 1 else None,
+        qkv.values,
+        qkv.scale,
+        first.values if first else None,
+        first.scale if first else None,
+        second.values if second else None,
+        second.scale if second else None,
+        parents[0] if second else None,
         values,
         scale,
         beams,
-        (d // heads) ** -0.5,
+        (d // heads) ** -0.5 * math.log2(math.e),
         HEADS=heads,
         HEAD_DIM=d // heads,
         TOGETHER=max(1, whole["CHUNK"] * heads // d),
@@ -54,7 +61,7 @@ def self_attention(
 
 @triton.jit
 def _self_attention(
-    qkv, first, second, parent, values, scale, beams, sharpness,
+    qkv, qkv_scale, first, first_scale, second, second_scale, parent, values, scale, beams, sharpness,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """A row of all heads, TOGETHER at a time. What divides a number is its head's or its row's and divided by before: a
@@ -63,11 +70,16 @@ def _self_attention(
     D: tl.constexpr = HEADS * HEAD_DIM
     row = from_the_last().to(tl.int64)
     request = row // beams
-    own, base, base1 = qkv + row * 3 * D, first, second
+    own, one = qkv + row * 3 * D, _scale_at(qkv_scale, row)
+    base, zeroth, base1, other = first, one, second, one
     if first is not None:
         base += request * 3 * D
+        zeroth = _scale_at(first_scale, request)
     if second is not None:
-        base1 += (request * beams + tl.load(parent + row)) * 3 * D
+        before = request * beams + tl.load(parent + row)
+        base1 += before * 3 * D
+        other = _scale_at(second_scale, before)
+    sharpness *= one
     out: tl.tuple = ()
     largest = tl.zeros([TOGETHER], tl.float32)
     for start in tl.static_range(0, HEADS, TOGETHER):
@@ -75,21 +87,25 @@ def _self_attention(
         at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
         inside = (head < HEADS)[:, None]
         mixed = _wide(own + 2 * D + at, inside)
-        if first is not None:
-            q = _wide(own + at, inside) * sharpness
-            s, s0 = tl.sum(q * _wide(own + D + at, inside), 1), tl.sum(q * _wide(base + D + at, inside), 1)
+        if first is None:
+            mixed *= one
+        else:
+            q = _wide(own + at, inside)
+            s = tl.sum(q * _wide(own + D + at, inside), 1) * (sharpness * one)
+            s0 = tl.sum(q * _wide(base + D + at, inside), 1) * (sharpness * zeroth)
             top = tl.maximum(s, s0)
             if second is not None:
-                s1 = tl.sum(q * _wide(base1 + D + at, inside), 1)
+                s1 = tl.sum(q * _wide(base1 + D + at, inside), 1) * (sharpness * other)
                 top = tl.maximum(top, s1)
-            p, p0 = tl.exp(s - top), tl.exp(s0 - top)
+            p, p0 = tl.exp2(s - top), tl.exp2(s0 - top)
             total = p + p0
             if second is not None:
-                p1 = tl.exp(s1 - top)
+                p1 = tl.exp2(s1 - top)
                 total += p1
-            mixed = (p / total)[:, None] * mixed + (p0 / total)[:, None] * _wide(base + 2 * D + at, inside)
+            mixed *= (p * one / total)[:, None]
+            mixed += (p0 * zeroth / total)[:, None] * _wide(base + 2 * D + at, inside)
             if second is not None:
-                mixed += (p1 / total)[:, None] * _wide(base1 + 2 * D + at, inside)
+                mixed += (p1 * other / total)[:, None] * _wide(base1 + 2 * D + at, inside)
         out += (mixed,)
         largest = tl.maximum(largest, tl.max(tl.abs(mixed), 1))
     factor = 1.0
@@ -101,6 +117,14 @@ def _self_attention(
         head = c * TOGETHER + tl.arange(0, TOGETHER)
         at = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
         tl.store(values + row * D + at, (out[c] * factor).to(values.dtype.element_ty), (head < HEADS)[:, None])
+
+
+@triton.jit
+def _scale_at(scales, row):
+    one = 1.0
+    if scales is not None:
+        one = tl.load(scales + row)
+    return one
 
 
 @triton.jit

@@ -7,20 +7,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.norm import Rows
+from model.engine.norm import USUAL, Rows
 from model.engine.routing import ROWS_TILE
 from quant.kernels.few_rows import MOST_ROWS, few_rows_product
-from quant.kernels.order import DEPTH, UNIT, in_row_order
+from quant.kernels.order import DEPTH, UNIT, WIDEST, in_row_order
 from quant.kernels.product import multiply
 from quant.kernels.tiling import tile_columns
+from quant.primitives import E4M3_MAX
+
+_ROUNDED_UP = 1 + 2**-4
+"""A row's codes may be longer by this than it was before it was rounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMatrix:
-    """weight [N, K] E4M3, its rows ordered so that a thread's results lie side by side, and scale [N] float32."""
+    """weight [N, K] E4M3, its rows ordered so that a thread's results lie side by side, and scale [N] float32.
+
+    unit: no result of a normed row is greater than 448 times it and the row's scale.
+    """
 
     weight: Tensor
     scale: Tensor
+    unit: float
 
     def product(self, rows: Rows, onto: Tensor | None = None) -> Tensor:
         """rows [T, K] in E4M3 -> [T, N] bfloat16, or added to `onto` [T, N], in place."""
@@ -33,6 +41,20 @@ class PackedMatrix:
         multiply(rows, self.weight[None], self.scale, out, columns, adds=onto is not None)
         return out
 
+    def narrow_product(self, rows: Rows) -> Rows:
+        """Normed rows [T, K] -> [T, N] in E4M3, each with a scale that no result is too great for; of few rows, or of
+        very wide ones, whose sums might not stay in 16 bit, in bfloat16."""
+        (tokens, k), n = rows.values.shape, self.scale.shape[0]
+        if tokens <= MOST_ROWS or k > WIDEST:
+            return Rows(self.product(rows))
+        device = rows.values.device
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        columns = tile_columns(-(-tokens // ROWS_TILE), n, processors, adds=False)
+        out = torch.empty(tokens, n, dtype=torch.float8_e4m3fn, device=device)
+        scale = torch.empty(tokens, dtype=torch.float32, device=device)
+        multiply(rows, self.weight[None], self.scale, out, columns, out_scale=scale, unit=self.unit)
+        return Rows(out, scale)
+
 
 def fits_dense(outer: int, inner: int) -> bool:
     """Whether there are kernels for a matrix [outer, inner]."""
@@ -41,6 +63,9 @@ def fits_dense(outer: int, inner: int) -> bool:
 
 def pack_matrix(codes: Tensor, scale: Tensor) -> PackedMatrix:
     """Codes [N, K] with scale [N] float32; done when this returns, as `few_rows_product` asks."""
-    made = PackedMatrix(in_row_order(codes[None], UNIT, gated=False)[0], scale.contiguous())
+    longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax().item()
+    row = USUAL.value * codes.shape[1] ** 0.5 * _ROUNDED_UP
+    weight = in_row_order(codes[None], UNIT, gated=False)[0]
+    made = PackedMatrix(weight, scale.contiguous(), row * longest / E4M3_MAX)
     torch.cuda.current_stream(codes.device).synchronize()
     return made

@@ -11,11 +11,12 @@ from model.engine.arithmetic import Context, ExpertProduct, GatedProduct
 from model.engine.cross_attention import ContextRows
 from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
-from model.engine.norm import Rows
+from model.engine.norm import USUAL, Rows
 from quant.kernels.attention import PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts, pack_gated
 from quant.kernels.order import HEAD_DIM, packed
+from quant.narrow import ALL_NARROW, Narrow
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
 _SUM_SLACK = 1.0625
@@ -26,10 +27,6 @@ _REACH_SLACK = 1.01
 
 _LEAST_REACH = 2.0**-16
 """Of the largest of an expert: what an output less loud is divided by stays a number in 16 bit."""
-
-_QUIET = 2.0**-0.25
-"""Root mean square of a row's codes at which the fewest bits change from one Gaussian number's code to the next's: 3.23
-instead of 3.35 of eight at max|row| = 448. Bits that change cost power, and power is the limit (ARCHITECTURE, 25)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,12 +56,12 @@ Matrix = EightBitMatrix | PackedMatrix
 class EightBit:
     """Linear layers, experts and the cross attention in E4M3; norms, softmax, router, heads and sums wider.
 
-    narrow_results: what an expert gives in E4M3, too, where there is a kernel for it.
+    narrow: what else is in E4M3, where there is a kernel for it. The context always is.
     """
 
     name: str = "fp8"
     eight: bool = True
-    narrow_results: bool = True
+    narrow: Narrow = ALL_NARROW
 
     def takes_eight(self, matrix: Matrix, rows: int) -> bool:  # noqa: ARG002 - the protocol's
         """Always."""
@@ -80,6 +77,12 @@ class EightBit:
         """The row-wise scaled product."""
         return matrix.product(rows)
 
+    def own_product(self, rows: Rows, matrix: Matrix) -> Rows:
+        """In E4M3 where there is a kernel for it."""
+        if self.narrow.own and isinstance(matrix, PackedMatrix):
+            return matrix.narrow_product(rows)
+        return Rows(matrix.product(rows))
+
     def add_product(self, h: Tensor, rows: Rows, matrix: Matrix) -> None:
         """Where there is a kernel for the matrix, `h` is read and written while products are under way."""
         matrix.product(rows, onto=h)
@@ -88,7 +91,7 @@ class EightBit:
         """One scale per output channel; what the gated product divides out, the columns of `down` put back."""
         codes, scale, reach, back_codes, back_scale = _balanced(up, down)
         if is_hopper(up.device) and fits_experts(up.shape[2], down.shape[2]):
-            return pack_gated(codes, scale, reach), pack_experts(back_codes, back_scale, eight=self.narrow_results)
+            return pack_gated(codes, scale, reach), pack_experts(back_codes, back_scale, eight=self.narrow.results)
         return ExpertMatrix(codes, scale, reach, gated=True), ExpertMatrix(back_codes, back_scale)
 
     def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, Matrix] | None:
@@ -122,10 +125,10 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
 
 
 def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
-    """`scale` times the power of two that brings the codes of `usual`, what they stand for in root mean square, next to
-    _QUIET. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
-    A row of K codes is at most 1.2 · √K long."""
-    return scale * (usual / (scale * _QUIET)).clamp_min(1.0).log2().round().exp2()
+    """`scale` times the power of two that brings the code of `usual`, what they stand for in root mean square, next to
+    USUAL. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
+    A row of K codes is at most 1.1 · √K long."""
+    return scale * (usual / (scale * USUAL.value)).clamp_min(1.0).log2().round().exp2()
 
 
 def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from model.engine.norm import Rows
 from model.engine.routing import ExpertTiles
-from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, in_row_order
+from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, WIDEST, in_row_order
 from quant.kernels.product import multiply
-
-_WIDEST = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +58,7 @@ class PackedExperts:
 
 def fits_experts(d_model: int, inner: int) -> bool:
     """Whether the kernel has experts of these widths; sums of wider ones might not stay in 16 bit."""
-    return d_model % DEPTH == 0 and inner % DEPTH == 0 and d_model <= _WIDEST
+    return d_model % DEPTH == 0 and inner % DEPTH == 0 and d_model <= WIDEST
 
 
 def pack_experts(codes: Tensor, scale: Tensor, *, eight: bool) -> PackedExperts:
@@ -68,10 +66,8 @@ def pack_experts(codes: Tensor, scale: Tensor, *, eight: bool) -> PackedExperts:
     the longest row; so a result is at most five times as great as the row of codes that it is made of is long, and
     about three times as great as one of them where they are like noise."""
     weight = in_row_order(codes, COLUMNS, gated=False)
-    if not eight:
-        return PackedExperts(weight, scale.contiguous())
-    unit = scale.amax().item() * codes.shape[2] ** 0.5 / 4
-    return PackedExperts(weight, scale / unit, unit=unit)
+    unit = scale.amax().item() * codes.shape[2] ** 0.5 / 4 if eight else None
+    return PackedExperts(weight, scale.contiguous(), unit=unit)
 
 
 def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:

@@ -1,20 +1,22 @@
 // What a gated product does with its sums: silu(gate) · linear, written in E4M3 with a scale per row. Sums are in 16 bit,
-// which does not overflow: rows are 448 long, and so are no matrix's rows longer than 100.
+// which does not overflow: see WIDEST in order.py.
 
 #define OUTPUTS (COLUMNS / 2)  // of a tile
 #define FACTORS COLUMNS        // those of the linear parts, then those of the gates
 #define MOST_HALF 60000.0f
+#define USUAL 0.75f                     // a row's codes in root mean square, as norm.py makes them
 #define ROUNDED_UP (1.0625f * 1.0625f)  // E4M3 may make a row's squared length greater by this
 
 typedef u32 Sums[2][COLUMNS / 4];  // two to a word
 
-__device__ __forceinline__ u16 factor_of(float x) { return (u16)pack_half(x, 0.0f); }
+__device__ __forceinline__ u16 factor_of(float scale, float) { return (u16)pack_half(scale, 0.0f); }
 
-// Of a row with this scale: times 448 and a column's reach no output is greater. A row of zeros has a bound that can be
-// divided by.
-__device__ __forceinline__ float scale_of_results(float scale, float unit) {
-  const float safe = fmaxf(scale, 1.0f / (448.0f * ROUNDED_UP * MOST_HALF * unit));
-  return safe * safe * (448.0f * ROUNDED_UP);
+// Of a row of `depth` numbers with this scale: times 448 and a column's reach no output is greater. A row of zeros has a
+// bound that can be divided by.
+__device__ __forceinline__ float scale_of_results(float scale, float unit, int depth) {
+  const float square = depth * (USUAL * USUAL * ROUNDED_UP / 448.0f);
+  const float safe = fmaxf(scale, 1.0f / (square * MOST_HALF * unit));
+  return safe * safe * square;
 }
 
 // Two outputs. half: half the row's scale, twice, as to_codes is.
@@ -27,11 +29,12 @@ __device__ __forceinline__ u32 gated(u32 gate, u32 linear, u32 gate_factor, u32 
 // to: a thread's first row at the tile's first output, of which `left` are inside. unit: what the gates' factors were
 // divided by and those of the linear parts multiplied with. below: as of plain rows.
 __device__ __forceinline__ void store_gated_rows(
-    u8 *to, const Sums &acc, const u16 *factor, const float (&scale)[4], float unit, int below, int width, int left, int q) {
+    u8 *to, const Sums &acc, const u16 *factor, const float (&scale)[4], float unit, int depth, int below, int width, int left,
+    int q) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (row_at(i) >= below) break;
-    const float mine = scale[i] * unit, ratio = __fdividef(scale[i], scale_of_results(scale[i], unit) * unit);
+    const float mine = scale[i] * unit, ratio = __fdividef(scale[i], scale_of_results(scale[i], unit, depth) * unit);
     const u32 half = pack_half(0.5f * mine, 0.5f * mine), to_codes = pack_half(ratio, ratio);
     const u32 *sums = acc[i / 2] + i % 2;
     u8 *row = to + row_at(i) * (u64)width;

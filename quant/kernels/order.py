@@ -19,6 +19,9 @@ KEYS = 128
 DEPTH = 128
 """Products sum up in steps of this many: widths must be multiples of it."""
 
+WIDEST = 32768
+"""Sums of so many products of a normed row and a stored one stay within 16 bit: they are at most 1.1 a product."""
+
 UNIT = 32
 """Rows of a matrix are reordered among so many, unless it is gated."""
 

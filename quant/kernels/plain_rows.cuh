@@ -1,7 +1,9 @@
 // What a plain product does with its sums: scaled, added to what is there (ADDS), and written in bfloat16, eight columns at
 // a time.
 
-__device__ __forceinline__ u16 factor_of(float x) { return (u16)pack_bf16(x, 0.0f); }
+typedef float Sums[2][COLUMNS / 2];
+
+__device__ __forceinline__ u16 factor_of(float scale, float) { return (u16)pack_bf16(scale, 0.0f); }
 
 typedef u16 Result;
 
@@ -34,7 +36,7 @@ __device__ __forceinline__ void store_row(
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
     const int at = unit_at<ODD>(u);
-    const float *of = sums + sums_of_unit<ODD>(u);
+    const float *of = sums + 4 * eights_of_unit<ODD>(u);
     const uint4 s = *(const uint4 *)(factor + at), h = held.unit[u];
     const uint4 words = make_uint4(
         scaled(of, s.x, row, h.x), scaled(of + 4, s.y, row, h.y), scaled(of + 8, s.z, row, h.z),
@@ -45,7 +47,7 @@ __device__ __forceinline__ void store_row(
   }
   if (MIDWAY && half_at<ODD>() < left) {
     const int at = half_at<ODD>();
-    const float *of = sums + sums_of_half<ODD>();
+    const float *of = sums + 4 * eights_of_half<ODD>();
     const uint2 s = *(const uint2 *)(factor + at), h = held.half;
     const uint2 words = make_uint2(scaled(of, s.x, row, h.x), scaled(of + 4, s.y, row, h.y));
     if (ADDS && more) held.half = load_four(next + at);

@@ -182,19 +182,20 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       stage += skip, phase ^= turns & 1;
       if (stage >= STAGES) stage -= STAGES, phase ^= 1;
       meet(1 + group, 128);
-      if (thread < FACTORS) factor[thread] = factor_of(fetched[0]);
-      if (thread < FACTORS - 128) factor[128 + thread] = factor_of(fetched[1]);
+      if (thread < FACTORS) factor[thread] = factor_of(fetched[0], unit);
+      if (thread < FACTORS - 128) factor[128 + thread] = factor_of(fetched[1], unit);
       meet(1 + group, 128);
 #if EIGHT
       if (t.column == 0 && q == 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (row_at(i) < below) out_scale[first + row_at(i)] = scale_of_results(one[i], unit);
+          if (row_at(i) < below) out_scale[first + row_at(i)] = scale_of_results(one[i], unit, steps * DEPTH);
       }
 #endif
 #if GATED
       const int begin = t.column * OUTPUTS;
-      store_gated_rows((u8 *)out + (u64)first * width + begin, acc, factor, one, unit, below, width, width - begin, q);
+      store_gated_rows(
+          (u8 *)out + (u64)first * width + begin, acc, factor, one, unit, steps * DEPTH, below, width, width - begin, q);
 #else
       odd ? store_rows<MIDWAY>(to, acc, factor + 8 * q, one, below, width, left, part)
           : store_rows<0>(to, acc, factor + 8 * q, one, below, width, left, part);

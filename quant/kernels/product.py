@@ -62,10 +62,10 @@ def multiply(
 def _kernel(kind: str, adds: bool, columns: int, _device: int | None) -> Kernel:
     stage_bytes = (ROWS_TILE + columns) * DEPTH
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
-    gated = kind == "gated"
+    gated, eight = kind == "gated", kind != "plain"
     sizes = {
-        "GATED": int(gated), "EIGHT": int(kind != "plain"), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages
+        "GATED": int(gated), "EIGHT": int(eight), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages
     }  # fmt: skip
-    products = [product_source("product_rows", columns, halves=gated)]
+    products = [product_source("product_rows", columns, halves=eight)]
     names = [*([] if gated else ["units.cuh"]), f"{kind}_rows.cuh", "product.cu"]
     return load_files("quant.kernels", names, "grouped", sizes, products, stages * stage_bytes + 1024)

@@ -12,6 +12,7 @@ from model.engine.norm import Rows
 from quant.crossover import Crossover
 from quant.kernels.eight_bit import EightBit, Matrix
 from quant.kernels.rows import round_rows_to_eight
+from quant.narrow import ALL_NARROW, Narrow
 
 _EIGHT, _SIXTEEN = EightBit(), SixteenBit()
 
@@ -39,14 +40,13 @@ class Stored:
     Weights come in float32 where they are stored in E4M3, in 16 bit where they are not, and the latter stay so. A
     product below its crossover multiplies the same rounded weights, decoded once to 16 bit, by rows that are not
     rounded: never worse than the variant that was quantised. rows: the row counts that will be served; the decoded copy
-    is kept where one of them chooses it. narrow_context: keys and values of the context in E4M3, too, and what the
-    cross attention then hands over in E4M3 is multiplied so at any size. narrow_results: what an expert gives, too.
+    is kept where one of them chooses it. narrow: what else is in E4M3; what the cross attention over a context in E4M3
+    hands over is multiplied so at any size.
     """
 
     crossover: Crossover
     rows: tuple[int, ...]
-    narrow_context: bool = True
-    narrow_results: bool = True
+    narrow: Narrow = ALL_NARROW
     name: str = "fp8"
     eight: bool = True
 
@@ -68,6 +68,12 @@ class Stored:
         """In the rows' format where the matrix has it; rows in 16 bit are rounded for a matrix in E4M3 alone."""
         rows, chosen = self._matched(rows, matrix)
         return _SIXTEEN.product(rows, chosen) if isinstance(chosen, Tensor) else _EIGHT.product(rows, chosen)
+
+    def own_product(self, rows: Rows, matrix: StoredMatrix) -> Rows:
+        """Of rows in E4M3 as `EightBit.own_product`, else as `product`."""
+        if rows.scale is None or matrix.eight is None:
+            return Rows(self.product(rows, matrix))
+        return EightBit(narrow=self.narrow).own_product(rows, matrix.eight)
 
     def add_product(self, h: Tensor, rows: Rows, matrix: StoredMatrix) -> None:
         """As `product` chooses."""
@@ -92,7 +98,7 @@ class Stored:
     def experts(self, up: Tensor, down: Tensor) -> tuple[ExpertProduct, ExpertProduct]:
         """E4M3 with a scale per row, whatever blocks they are stored in; 16 bit unless both stacks are E4M3."""
         if up.dtype == down.dtype == torch.float32:
-            return EightBit(narrow_results=self.narrow_results).experts(up, down)
+            return EightBit(narrow=self.narrow).experts(up, down)
         return _SIXTEEN.experts(up.bfloat16(), down.bfloat16())
 
     def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, StoredMatrix] | None:
@@ -103,4 +109,4 @@ class Stored:
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """In E4M3 with a scale per request and head, or as they are."""
-        return (_EIGHT if self.narrow_context else _SIXTEEN).context(key, value, lengths)
+        return (_EIGHT if self.narrow.context else _SIXTEEN).context(key, value, lengths)

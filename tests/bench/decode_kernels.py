@@ -157,9 +157,10 @@ def rows(batch: int) -> Iterator[Case]:
             f"{name} norm, dispatch", one * (2 + 4 * wide), "GB",
             lambda e=eight, c=who: norm_dispatch(h, ones, 1e-6, c, eight=e),
         )  # fmt: skip
+        own = Rows(qkv.to(E4M3), torch.ones(tokens, device="cuda")) if eight else Rows(qkv)
         yield (
-            f"{name} self attention", one * (10 + wide), "GB",
-            lambda e=eight: self_attention(qkv, (first, qkv), (parent,), WIDTH, HEADS, eight=e),
+            f"{name} self attention", one * (5 * wide + wide), "GB",
+            lambda e=eight, x=own: self_attention(x, (Rows(first), x), (parent,), WIDTH, HEADS, eight=e),
         )  # fmt: skip
     scores, out = torch.randn(batch, WIDTH, device="cuda"), randn(tokens, CONFIG.codebook_size)
     yield "select", out.numel() * 2 / 1e9, "GB", lambda: select_beams(out, scores, WIDTH)

@@ -63,7 +63,7 @@ def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     rows, matrix = given["rows"], given["matrix"]
     values = rows if isinstance(rows, Tensor) else rows.values
     tokens, wide = values.shape
-    width = out.shape[-1]
+    width = (out if isinstance(out, Tensor) else out.values).shape[-1]
     title = "head" if width == config.codebook_size else f"linear {wide}→{width}"
     read = moved(values, None if isinstance(rows, Tensor) else rows.scale, matrix, out)
     return Work(title, 2.0 * tokens * wide * width, read, is_eight(matrix))
@@ -87,8 +87,8 @@ def cross(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 
 def own(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Over the tokens so far; of a past row of q, k and v the last two thirds are read, for every beam anew."""
-    qkv, past = given["qkv"], given["past"]
-    rows = qkv.shape[0]
+    qkv, past = given["qkv"], [one.values for one in given["past"]]
+    rows = qkv.values.shape[0]
     flop = 4.0 * rows * (len(past) + 1) * config.d_model
     earlier = sum(min(rows, one.shape[0]) * one.shape[1] * one.element_size() * 2 / 3 for one in past)
     return Work("self attention", flop, moved(qkv, out) + earlier, False)

@@ -253,6 +253,7 @@ class Recorder:
 
         watched = Watched()
         watched.product = self.around(product, arithmetic.product)  # type: ignore[attr-defined]
+        watched.own_product = self.around(product, arithmetic.own_product)  # type: ignore[attr-defined]
         watched.add_product = self.around(added, arithmetic.add_product)  # type: ignore[attr-defined]
         try:
             for name, count in CALLS.items():

@@ -51,6 +51,7 @@ def test_a_dense_product() -> None:
     work = product(CONFIG, eight, half(20, 768))
     assert (work.eight, work.byte) == (True, 20 * 256 + 4 * 20 + 768 * 256 + 2 * 20 * 768)
     assert product(CONFIG, {"rows": half(3, 256), "matrix": half(1024, 256)}, half(3, 1024)).name == "head"
+    assert product(CONFIG, eight, Rows(half(20, 768).to(E4M3), torch.ones(20))).byte == work.byte - 20 * 768 + 4 * 20
 
 
 def test_a_product_that_is_added_reads_what_it_is_added_to() -> None:
@@ -76,8 +77,8 @@ def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
 
 
 def test_self_attention_reads_two_thirds_of_the_past() -> None:
-    past = (half(2, 768), half(16, 768))
-    work = own(CONFIG, {"qkv": half(16, 768), "past": past}, half(16, 256))
+    past = (Rows(half(2, 768)), Rows(half(16, 768)))
+    work = own(CONFIG, {"qkv": Rows(half(16, 768)), "past": past}, half(16, 256))
     assert work.flop == 4 * 16 * 3 * 256
     assert work.byte == 2 * (16 * 768 + 16 * 256) + 2 * 2 * 512 + 16 * 2 * 512
 

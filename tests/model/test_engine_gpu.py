@@ -76,8 +76,8 @@ def test_every_row_comes_to_its_experts_tiles(
         values, reference = placed.values[place].float(), expected.values.float()
         if placed.scale is not None and expected.scale is not None:
             values, reference = values * placed.scale[place, None], reference * expected.scale[:, None]
-            length = values.square().sum(1).sqrt() / (448.0 * placed.scale[place])
-            torch.testing.assert_close(length, torch.ones_like(length), rtol=0.0, atol=2**-6)
+            usual = values.square().mean(1).sqrt() / placed.scale[place]
+            torch.testing.assert_close(usual, torch.full_like(usual, 0.75), rtol=2**-6, atol=0.0)
         # rows are summed in another order: now and then a number is rounded the other way
         torch.testing.assert_close(values, reference, rtol=0.15 if eight else 0.01, atol=1e-3)
         assert float((values != reference).float().mean()) < 0.01 or eight

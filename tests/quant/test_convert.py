@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from model.onerec import OneRecV2
-from quant.convert import convert, hollow, narrow_context, quantise_layer
+from quant.convert import convert, hollow, narrow_attention, quantise_layer
 from quant.cross_attention import Fp8CrossAttention
 from quant.errors import NonFiniteError, RecipeError
 from quant.experts import Fp8Experts
 from quant.linear import Fp8Linear
 from quant.primitives import sqnr_db
 from quant.recipes import DEFAULT_RECIPE, FAULT_RECIPE, RECIPES, Fp8Recipe
+from quant.self_attention import Fp8SelfAttention
 
 RECIPE = RECIPES[DEFAULT_RECIPE]
 
@@ -34,14 +35,15 @@ def test_convert_replaces_the_selected_layers_and_nothing_else(experts_model: On
         assert torch.equal(after[name], before[name]), name
 
 
-def test_the_cross_attention_is_narrowed_once_and_only_where_the_recipe_says_so(dense_model: OneRecV2) -> None:
+def test_attention_is_narrowed_once_and_only_where_the_recipe_says_so(dense_model: OneRecV2) -> None:
     convert(dense_model, RECIPE)
-    assert not any(isinstance(module, Fp8CrossAttention) for module in dense_model.modules())
-    narrow_context(dense_model, RECIPES["e4m3-engine"])
+    assert not any(isinstance(module, Fp8CrossAttention | Fp8SelfAttention) for module in dense_model.modules())
+    narrow_attention(dense_model, RECIPES["e4m3-engine"])
     first = [dense_model.get_submodule(f"decoder.blocks.{block}.cross") for block in (0, 1)]
     assert all(isinstance(module, Fp8CrossAttention) for module in first)
-    narrow_context(dense_model, RECIPES["e4m3-engine"])
+    narrow_attention(dense_model, RECIPES["e4m3-engine"])
     assert dense_model.get_submodule("decoder.blocks.1.cross") is first[1]
+    assert isinstance(dense_model.get_submodule("decoder.blocks.1.self_attn"), Fp8SelfAttention)
 
 
 def test_converting_twice_is_refused(dense_model: OneRecV2, experts_model: OneRecV2) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from model.recommender import Recommender
 from quant import engine, load
-from quant.engine import has_narrow_context, has_narrow_results, on_engine
+from quant.engine import on_engine
 from quant.load import load_recommender, quantize_checkpoint
+from quant.narrow import Narrow, narrow_of
 from quant.recipes import RECIPES
 
 
@@ -50,16 +51,10 @@ def test_the_engine_is_asked_on_a_cuda_device_only(dense_dir: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("recipe", "narrow"), [("e4m3", False), ("e4m3-rows", False), ("e4m3-engine", True)])
-def test_the_context_is_in_the_format_that_the_recipe_says(
-    dense_dir: Path, tmp_path: Path, recipe: str, narrow: bool
+def test_what_else_is_in_e4m3_is_what_the_recipe_says(
+    dense_dir: Path, experts_dir: Path, tmp_path: Path, recipe: str, narrow: bool
 ) -> None:
-    quantize_checkpoint(dense_dir, tmp_path / "fp8", RECIPES[recipe])
-    assert has_narrow_context(load_recommender(tmp_path / "fp8").model) is narrow
-
-
-@pytest.mark.parametrize(("recipe", "narrow"), [("e4m3", False), ("e4m3-rows", False), ("e4m3-engine", True)])
-def test_what_experts_give_is_in_the_format_that_the_recipe_says(
-    experts_dir: Path, tmp_path: Path, recipe: str, narrow: bool
-) -> None:
-    quantize_checkpoint(experts_dir, tmp_path / "fp8", RECIPES[recipe])
-    assert has_narrow_results(load_recommender(tmp_path / "fp8").model) is narrow
+    for folder, experts in ((dense_dir, False), (experts_dir, True)):
+        quantised = tmp_path / folder.name
+        quantize_checkpoint(folder, quantised, RECIPES[recipe])
+        assert narrow_of(load_recommender(quantised).model) == Narrow(narrow, narrow, narrow and experts)

@@ -27,6 +27,7 @@ from quant.engine import engine_recommender
 from quant.kernels.rows import round_rows_to_eight
 from quant.kernels.stored import Stored
 from quant.load import load_recommender, quantize_checkpoint
+from quant.narrow import Narrow
 from quant.primitives import quantise, row_scale, sqnr_db
 from quant.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -69,18 +70,18 @@ def shared(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(torch.stack(parts).mean())
 
 
-@pytest.mark.parametrize("narrow_context", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize("eight", [True, False])
 @pytest.mark.parametrize("config", [CONFIG, EXPERTS] if GPU else [CONFIG])
 def test_an_fp8_checkpoint_answers_as_its_plain_model_does(
-    tmp_path: Path, config: OneRecConfig, eight: bool, narrow_context: bool
+    tmp_path: Path, config: OneRecConfig, eight: bool, narrow: bool
 ) -> None:
     quantize_checkpoint(checkpoint(tmp_path / "bf16", config), tmp_path / "fp8", RECIPES[DEFAULT_RECIPE])
     batch = [[1, 2, 3, 4, 5], [], [7] * 3, list(range(200, 300))][: 4 if GPU else 2]
     width = 32 if GPU else 4
     plain = load_recommender(tmp_path / "fp8", DEVICE, torch.bfloat16, engine=False)
     items, scores = plain.rank(batch, width)
-    arithmetic = Stored(always(eight), (1, 2, 4, 128), narrow_context)
+    arithmetic = Stored(always(eight), (1, 2, 4, 128), Narrow(narrow, narrow, narrow))
     found, found_scores = engine_recommender(plain, arithmetic).rank(batch, width)
     assert shared(found, items) > (0.5 if GPU else 0.4)
     torch.testing.assert_close(found_scores[:, 0], scores[:, 0], rtol=0.1, atol=0.7)

@@ -15,6 +15,7 @@ from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from quant.kernels.dense import PackedMatrix, fits_dense
 from quant.kernels.eight_bit import EightBit, _balanced
+from quant.narrow import Narrow
 from quant.primitives import E4M3, dequantise, quantise, row_scale, sqnr_db
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -91,7 +92,7 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
     up = randn(experts + 1, 2 * inner, d, seed=1, std=d**-0.5)
     down = randn(experts + 1, d, inner, seed=2, std=inner**-0.5)
     placed, way = dispatched(randn(tokens, d, seed=4), randn(d, seed=5), experts, 3)
-    first, second = EightBit(narrow_results=narrow).experts(up, down)
+    first, second = EightBit(narrow=Narrow(results=narrow)).experts(up, down)
     inner_rows = first.product(placed, way.tiles)
     results = second.product(inner_rows, way.tiles)
     got = (as_float64(results)[way.position.long()] * way.share[..., None].double()).sum(1)
@@ -184,9 +185,42 @@ def test_flat_and_sharp_attention_agree_with_float64(strength: float, least_db: 
 def test_self_attention_rounds_what_16_bit_gives() -> None:
     batch, beams, heads, d = 3, 16, 11, 1408
     first, second, new = (
-        randn(rows, 3 * d, seed=seed) for seed, rows in enumerate((batch, batch * beams, batch * beams))
+        Rows(randn(rows, 3 * d, seed=seed)) for seed, rows in enumerate((batch, batch * beams, batch * beams))
     )
     parent = torch.randint(0, beams, (batch * beams,), device="cuda")
     plain = self_attention(new, (first, second), (parent,), beams, heads).values
     eight = self_attention(new, (first, second), (parent,), beams, heads, eight=True)
     assert sqnr_db(plain, wide(eight, batch * beams)) > 30.0
+
+
+@pytest.mark.parametrize("narrow", [(False, True, True), (True, True, True), (False, False, True)])
+def test_self_attention_reads_either_format(narrow: tuple[bool, bool, bool]) -> None:
+    batch, beams, heads, d = 3, 16, 11, 1408
+    kept: list[Rows] = []
+    for seed, (rows, eight) in enumerate(zip((batch, batch * beams, batch * beams), narrow, strict=True)):
+        values = randn(rows, 3 * d, seed=seed)
+        kept.append(Rows(values.to(E4M3), torch.rand(rows, device="cuda") + 0.5) if eight else Rows(values))
+    parent = torch.randint(0, beams, (batch * beams,), device="cuda")
+    first, second, new = kept
+    for past, parents in (((first,), ()), ((first, second), (parent,))):
+        as_16 = tuple(Rows(as_float64(one).bfloat16()) for one in (*past, new))
+        plain = self_attention(as_16[-1], as_16[:-1], parents, beams, heads).values
+        assert sqnr_db(plain, self_attention(new, past, parents, beams, heads).values) > 40.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(14336, 1408, 4224), (100, 1792, 5376), (700, 3584, 10752), (28, 256, 768)]
+)
+def test_products_in_8_bit_are_rounded_and_never_saturate(rows: int, k: int, n: int) -> None:
+    weight = randn(n, k, seed=2, std=k**-0.5)
+    weight[0] *= 30.0
+    x = randn(rows, k, seed=1)
+    x[0] = weight[0]  # as large as a result can get
+    normed = add_norm(x, None, torch.ones(k, device="cuda", dtype=torch.bfloat16), 1e-6, eight=True)
+    stored = EIGHT.matrix(weight)
+    assert isinstance(stored, PackedMatrix)
+    got = stored.narrow_product(normed)
+    assert (got.scale is None) == (rows <= 64)
+    plain = EIGHT.product(normed, stored)
+    assert sqnr_db(plain[0, 0], as_float64(got)[0, 0]) > 24.0  # one number, rounded by up to a sixteenth
+    assert sqnr_db(plain, as_float64(got)) > 29.0

@@ -53,6 +53,7 @@ def test_keep_takes_names_out_again() -> None:
         ("expert_block", 0),
         ("expert_block", True),
         ("expert_scaling", "per_galaxy"),
+        ("own_tokens", "fp4"),
         ("expert_results", "fp4"),
         ("context", "fp4"),
         ("min_capability", [9]),
@@ -88,8 +89,9 @@ def test_experts_have_tiles_or_rows() -> None:
     assert RECIPES["e4m3-engine"].tile is None
 
 
-def test_only_what_the_engine_computes_rounds_what_experts_give() -> None:
-    assert [name for name, recipe in RECIPES.items() if recipe.expert_results == "e4m3"] == ["e4m3-engine"]
+@pytest.mark.parametrize("field", ["own_tokens", "expert_results", "context"])
+def test_only_what_the_engine_computes_rounds_more_than_the_paper_does(field: str) -> None:
+    assert [name for name, recipe in RECIPES.items() if getattr(recipe, field) == "e4m3"] == ["e4m3-engine"]
 
 
 def test_only_the_fault_recipe_says_that_it_is_faulty() -> None:
