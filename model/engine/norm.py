@@ -17,9 +17,11 @@ from model.engine.overlap import OVERLAPPED, in_turn
 E4M3_MAX = tl.constexpr(448.0)
 SCALE_FLOOR = tl.constexpr(2.0**-100)
 
-USUAL = tl.constexpr(0.75)
+USUAL_CODE = 0.75
 """Root mean square of a normed row's codes. There the fewest bits change from one Gaussian number's code to the next's,
 3.2 of eight (3.5 at sixteen times it), and bits that change are what products take power for (ARCHITECTURE, 25)."""
+
+USUAL = tl.constexpr(USUAL_CODE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +29,7 @@ class Rows:
     """Rows ready for a matrix product, in 16 bit or in E4M3.
 
     values [M, K]; in E4M3 scale [M] float32 gives values · scale. Of normed rows it is their root mean square, before
-    they were rounded, over USUAL, which is what a product knows a bound of its results by.
+    they were rounded, over USUAL_CODE, which is what a product knows a bound of its results by.
     """
 
     values: Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.norm import USUAL, Rows
+from model.engine.norm import USUAL_CODE, Rows
 from model.engine.routing import ROWS_TILE
 from quant.kernels.few_rows import MOST_ROWS, few_rows_product
 from quant.kernels.order import DEPTH, UNIT, WIDEST, in_row_order
@@ -64,7 +64,7 @@ def fits_dense(outer: int, inner: int) -> bool:
 def pack_matrix(codes: Tensor, scale: Tensor) -> PackedMatrix:
     """Codes [N, K] with scale [N] float32; done when this returns, as `few_rows_product` asks."""
     longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax().item()
-    row = USUAL.value * codes.shape[1] ** 0.5 * _ROUNDED_UP
+    row = USUAL_CODE * codes.shape[1] ** 0.5 * _ROUNDED_UP
     weight = in_row_order(codes[None], UNIT, gated=False)[0]
     made = PackedMatrix(weight, scale.contiguous(), row * longest / E4M3_MAX)
     torch.cuda.current_stream(codes.device).synchronize()

@@ -11,7 +11,7 @@ from model.engine.arithmetic import Context, ExpertProduct, GatedProduct
 from model.engine.cross_attention import ContextRows
 from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
-from model.engine.norm import USUAL, Rows
+from model.engine.norm import USUAL_CODE, Rows
 from quant.kernels.attention import PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts, pack_gated
@@ -126,9 +126,9 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
 
 def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
     """`scale` times the power of two that brings the code of `usual`, what they stand for in root mean square, next to
-    USUAL. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
+    USUAL_CODE. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
     A row of K codes is at most 1.1 · √K long."""
-    return scale * (usual / (scale * USUAL.value)).clamp_min(1.0).log2().round().exp2()
+    return scale * (usual / (scale * USUAL_CODE)).clamp_min(1.0).log2().round().exp2()
 
 
 def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:
