@@ -126,8 +126,8 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
 
 def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
     """`scale` times the power of two that brings the code of `usual`, what they stand for in root mean square, next to
-    USUAL_CODE. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of subnormals.
-    A row of K codes is at most 1.1 · √K long."""
+    USUAL_CODE. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of
+    subnormals. A row of K codes is at most 1.1 · √K long."""
     return scale * (usual / (scale * USUAL_CODE)).clamp_min(1.0).log2().round().exp2()
 
 
