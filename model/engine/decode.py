@@ -47,6 +47,7 @@ class Walk:
 class Decoder(Generic[M]):
     """The decoder's weights in one arithmetic, and the beam search over them.
 
+    What the first block asks the context depends on a beam's last code alone, so it is computed once for every code.
     Beams are folded into the rows of every product and into the queries of one attention call per block. Keys and
     values of generated tokens stay where their product put them: a later level finds them by its parents' numbers.
     """
@@ -59,6 +60,7 @@ class Decoder(Generic[M]):
         self.bos, self.token_embed = weights.bos, weights.token_embed
         self.head_norms, self.heads = weights.head_norms, weights.heads
         self.blocks = tuple(self._prepared(block) for block in weights.blocks)
+        self.first_queries = tuple(self._queries(self.blocks[0], table) for table in self.token_embed)
 
     def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
         matrix = self.arithmetic.matrix
@@ -88,7 +90,7 @@ class Decoder(Generic[M]):
         smaller than `width` leaves over are lost ones, so that every later level has `width` rows a request, as the
         self attention counts them.
         """
-        config = self.config
+        config, add_product = self.config, self.arithmetic.add_product
         batch = contexts[0].lengths.shape[0]
         if not power_of_two(width) or width > MOST_BEAMS:
             raise ModelError(f"beam_width: the engine needs a power of two up to {MOST_BEAMS}, got {width}")
@@ -98,6 +100,7 @@ class Decoder(Generic[M]):
         past: list[list[Rows]] = [[] for _ in self.blocks]
         parents: tuple[Tensor, ...] = ()
         nodes = None if walk is None else walk.prefixes.roots(batch)
+        q = self._queries(self.blocks[0], h)
         shape = (config.levels, config.n_layers, tally_size(config.n_experts))
         tallies = torch.zeros(shape, dtype=torch.int32, device=h.device)
         for level in range(config.levels):
@@ -106,7 +109,10 @@ class Decoder(Generic[M]):
             for layer, block in enumerate(self.blocks):
                 context = contexts[config.kv_set_of(layer)]
                 tally = tallies[level, layer]
-                pending, qkv = self._block(block, h, pending, context, beams, tuple(past[layer]), parents, tally)
+                if layer:
+                    q = self._queries(block, h, pending)
+                add_product(h, context.attend(q, beams, config.n_heads), block.cross_o)
+                pending, qkv = self._block(block, h, beams, tuple(past[layer]), parents, tally)
                 past[layer].append(qkv)
             x = add_norm(h, pending, self.head_norms[level], config.norm_eps)
             legal = None
@@ -120,27 +126,30 @@ class Decoder(Generic[M]):
             before = codes.gather(1, best.beams[..., None].expand(-1, -1, codes.shape[2]))
             codes = torch.cat([before, best.codes[..., None]], dim=-1)
             if level + 1 < config.levels:
-                h = self.token_embed[level][best.codes.flatten()]
+                last = best.codes.flatten()
+                h, q = self.token_embed[level][last], self.first_queries[level][last]
                 parents = (best.beams.flatten(),) if level else ()
         items = None if walk is None or nodes is None else walk.prefixes.items(nodes)
         return Decoded(codes, scores, items)
+
+    def _queries(self, block: BlockMatrices[M], h: Tensor, pending: Mixed | None = None) -> Tensor:
+        """What a block asks the context [T, d]; h [T, d] is brought up to date in place."""
+        x = add_norm(h, pending, block.norm_cross, self.config.norm_eps, eight=self._eight(block.cross_q, h))
+        return self.arithmetic.product(x, block.cross_q)
 
     def _block(
         self,
         block: BlockMatrices[M],
         h: Tensor,
-        pending: Mixed | None,
-        context: Context,
         beams: int,
         past: tuple[Rows, ...],
         parents: tuple[Tensor, ...],
         tally: Tensor,
     ) -> tuple[Mixed | None, Rows]:
-        """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
-        product, add_product = self.arithmetic.product, self.arithmetic.add_product
+        """All behind the cross attention: h [B·R, d] is brought up to date in place; returns what is still to be added,
+        and the qkv rows."""
+        add_product = self.arithmetic.add_product
         eps, heads = self.config.norm_eps, self.config.n_heads
-        x = add_norm(h, pending, block.norm_cross, eps, eight=self._eight(block.cross_q, h))
-        add_product(h, context.attend(product(x, block.cross_q), beams, heads), block.cross_o)
         x = add_norm(h, None, block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = self.arithmetic.own_product(x, block.self_qkv)
         add_product(

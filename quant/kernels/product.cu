@@ -4,7 +4,7 @@
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
 // tiles in turns, so that one multiplies while the other writes its results, which plain_rows.cuh, eight_rows.cuh or
 // gated_rows.cuh says how to. Of a tile whose lower half is nobody's, as many an expert's last is, only the upper half is
-// multiplied and written.
+// fetched, multiplied and written.
 
 #define ROWS 128
 #define DEPTH 128
@@ -113,8 +113,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
           barrier_wait(empty + 8 * stage, phase ^ 1);
           const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * ROWS_HALF, ready = full + 8 * stage;
           if (threadIdx.x == 0) {
-            barrier_expect(ready, STAGE_BYTES);
+            barrier_expect(ready, t.half ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
             copy_box(a, &rows, ready, step * DEPTH, t.row);
+            if (!t.half) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.row + ROWS / 2);
             if (t.shared) {
               copy_box_to_all(b + rank * COLUMNS_HALF, &weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
             } else {

@@ -48,7 +48,7 @@ def multiply(
         processors // 2 * 2,
         384,
         [
-            tensor_map(rows.values, ROWS_TILE),
+            tensor_map(rows.values, ROWS_TILE // 2),
             tensor_map(weight.view(experts * stored, k), columns // 2),
             tensor_map(out.view(torch.uint8), ROWS_TILE),
             address(out), address(out_scale), address(rows.scales), address(scale), address(gate_scale),
