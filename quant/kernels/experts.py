@@ -12,6 +12,9 @@ from model.engine.routing import ExpertTiles
 from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, WIDEST, in_row_order
 from quant.kernels.product import multiply
 
+_ROOM = 64
+"""So many times as long as usual the longest row of a matrix may be before what it gives decides the unit."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedExperts:
@@ -62,12 +65,13 @@ def fits_experts(d_model: int, inner: int) -> bool:
 
 
 def pack_experts(codes: Tensor, scale: Tensor, *, eight: bool) -> PackedExperts:
-    """Codes [E, N, K] with scale [E, N] float32. eight: results in E4M3, whose unit is about a fourth of the length of
-    the longest row; so a result is at most five times as great as the row of codes that it is made of is long, and
-    about three times as great as one of them where they are like noise."""
+    """Codes [E, N, K] with scale [E, N] float32. eight: results in E4M3, whose unit is about a fourth of a usual row's
+    length: so a result is about three times as great as the codes that it is made of, where they are like noise."""
     weight = in_row_order(codes, COLUMNS, gated=False)
-    unit = scale.amax().item() * codes.shape[2] ** 0.5 / 4 if eight else None
-    return PackedExperts(weight, scale.contiguous(), unit=unit)
+    if not eight:
+        return PackedExperts(weight, scale.contiguous())
+    usual = torch.maximum(scale.square().mean().sqrt(), scale.amax() / _ROOM).item()
+    return PackedExperts(weight, scale.contiguous(), unit=usual * codes.shape[2] ** 0.5 / 4)
 
 
 def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:

@@ -33,7 +33,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def decode(sections: dict[str, Any]) -> str:
-    """Latency and throughput of every arm, the slowest first."""
+    """Latency and throughput of every arm, the slowest first; where it was timed, also the latency on a card at rest."""
     titles = {
         "eager": "PyTorch eager, BF16",
         "compiled": "PyTorch `torch.compile` + CUDA graphs, BF16",
@@ -46,12 +46,20 @@ def decode(sections: dict[str, Any]) -> str:
         "8b": "8B dense, 4 requests",
         "1b": "1B dense, 1 request",
     }
-    rows = []
-    for workload, label in workloads.items():
-        for arm, title in titles.items():
-            if found := sections.get(f"{workload} {arm}"):
-                rows.append([label, title, f"{found['latency_ms']:.1f}", f"{found['queries_per_s']:.0f}"])
-    return table(["model", "arm", "ms", "queries/s"], rows)
+    figures = {
+        "ms": ("latency_ms", ".1f"),
+        "ms after a pause": ("after_pause_ms", ".1f"),
+        "queries/s": ("queries_per_s", ".0f"),
+    }
+    arms = [
+        (label, title, found)
+        for workload, label in workloads.items()
+        for arm, title in titles.items()
+        if (found := sections.get(f"{workload} {arm}"))
+    ]
+    known = {name: figure for name, figure in figures.items() if all(figure[0] in found for _, _, found in arms)}
+    rows = [[label, title, *(format(found[key], form) for key, form in known.values())] for label, title, found in arms]
+    return table(["model", "arm", *known], rows)
 
 
 def roofline(kept: dict[str, Any], arm: str) -> str:
@@ -161,6 +169,7 @@ def parity(numbers: dict[str, float]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "decode-h200": lambda: decode(load("decode-h200")["sections"]),
+    "decode-1b-h200": lambda: decode(load("decode-1b-h200")["sections"]),
     "decode-71e1c51-h200": lambda: decode(load("decode-71e1c51-h200")["sections"]),
     "roofline-h200": lambda: roofline(load("roofline-h200"), "fp8"),
     "gpu_serving-h200": lambda: serving("gpu_serving-h200"),
