@@ -33,7 +33,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def decode(sections: dict[str, Any]) -> str:
-    """Latency and throughput of every arm, the slowest first; where it was timed, also the latency on a card at rest."""
+    """Latency and throughput of every arm, the slowest first; and where it was timed the latency on a card at rest."""
     titles = {
         "eager": "PyTorch eager, BF16",
         "compiled": "PyTorch `torch.compile` + CUDA graphs, BF16",
