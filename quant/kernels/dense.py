@@ -13,7 +13,7 @@ from quant.kernels.few_rows import MOST_ROWS, few_rows_product
 from quant.kernels.order import DEPTH, UNIT, WIDEST, in_row_order
 from quant.kernels.product import multiply
 from quant.kernels.tiling import tile_columns
-from quant.primitives import E4M3_MAX
+from quant.primitives import E4M3_MAX, SCALE_FLOOR
 
 _ROUNDED_UP = 1 + 2**-4
 """A row's codes may be longer by this than it was before it was rounded."""
@@ -63,9 +63,9 @@ def fits_dense(outer: int, inner: int) -> bool:
 
 def pack_matrix(codes: Tensor, scale: Tensor) -> PackedMatrix:
     """Codes [N, K] with scale [N] float32; done when this returns, as `few_rows_product` asks."""
-    longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax().item()
+    longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax()
     row = USUAL_CODE * codes.shape[1] ** 0.5 * _ROUNDED_UP
     weight = in_row_order(codes[None], UNIT, gated=False)[0]
-    made = PackedMatrix(weight, scale.contiguous(), row * longest / E4M3_MAX)
+    made = PackedMatrix(weight, scale.contiguous(), row * max(longest.item(), SCALE_FLOOR) / E4M3_MAX)
     torch.cuda.current_stream(codes.device).synchronize()
     return made

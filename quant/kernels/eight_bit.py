@@ -25,8 +25,8 @@ _SUM_SLACK = 1.0625
 _REACH_SLACK = 1.01
 """Sums in 16 bit and their rounding may pass Cauchy and Schwarz's bound by this much."""
 
-_LEAST_REACH = 2.0**-16
-"""Of the largest of an expert: what an output less loud is divided by stays a number in 16 bit."""
+_LEAST_REACH, _LEAST_OF_ALL = 2.0**-16, 2.0**-20
+"""Of the largest of an expert, and of all: so what an output less loud is divided by stays a number in 16 bit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +154,8 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor,
     codes = quantise(wide, scale)
     lengths = dequantise(codes, scale).norm(dim=-1).view(up.shape[0], -1, 2)
     product = (lengths[..., 0] * lengths[..., 1] * _REACH_SLACK).clamp_min_(SCALE_FLOOR)
-    reach = torch.maximum(product, product.amax(-1, keepdim=True) * _LEAST_REACH).log2().ceil().exp2()
+    least = torch.maximum(product.amax(-1, keepdim=True) * _LEAST_REACH, product.amax() * _LEAST_OF_ALL)
+    reach = torch.maximum(product, least).log2().ceil().exp2()
     back, loudest = down.float(), reach.amax(-1)[:, None, None]
     scaled = back * reach[:, None, :]
     back_scale = _quiet_rows(scaled, row_scale(back) * loudest)

@@ -1,6 +1,6 @@
-// What an experts' product does with its sums: scaled by their columns' factors and written in E4M3. The scale of a row of
-// results is its own times `unit`, the same for all. Sums are in 16 bit: what is beyond becomes the greatest, as results
-// that are several times smaller do.
+// What a product in E4M3 does with its sums: scaled by their columns' factors and written. The scale of a row of results is
+// its own times `unit`, the same for all. Sums are in 16 bit: what is beyond becomes the greatest, as results that are
+// several times smaller do.
 
 typedef u32 Sums[2][COLUMNS / 4];  // two to a word
 

@@ -12,6 +12,9 @@ from model.engine.routing import ExpertTiles
 from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, WIDEST, in_row_order
 from quant.kernels.product import multiply
 
+_LEAST_UNIT, _MOST_FACTOR = 2.0**-32, 2.0**15
+"""Of gated products: gates that are all zero have no unit, and their linear parts nothing to be scaled for."""
+
 _ROOM = 64
 """So many times as long as usual the longest row of a matrix may be before what it gives decides the unit."""
 
@@ -36,7 +39,7 @@ class PackedExperts:
         return True
 
     def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
-        """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or gated E4M3 with a scale per row."""
+        """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or with a unit E4M3 and a scale per row."""
         return self._times(rows, experts.rows, experts)
 
     def of_all(self, rows: Rows) -> Rows:
@@ -81,6 +84,7 @@ def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
     where 16 bit have all their digits.
     """
     gate, linear = scale.view(scale.shape[0], -1, 2).unbind(-1)
-    unit = gate.amax().log2().floor().exp2().item()
+    unit = max(gate.amax().log2().floor().exp2().item(), _LEAST_UNIT)
     weight = in_row_order(codes, GATED_COLUMNS, gated=True)
-    return PackedExperts(weight, (linear * (unit / reach)).contiguous(), (gate / unit).contiguous(), unit)
+    factor = (linear * (unit / reach)).clamp_max(_MOST_FACTOR)
+    return PackedExperts(weight, factor.contiguous(), (gate / unit).contiguous(), unit)

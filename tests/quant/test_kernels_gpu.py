@@ -106,6 +106,31 @@ def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: in
     assert sqnr_db(exact, got) > (24.0 if narrow else 25.0)
 
 
+@pytest.mark.parametrize("dead", [slice(2, 3), slice(None)])
+def test_experts_without_gates_give_zeros_and_nothing_to_the_others(dead: slice) -> None:
+    d, inner = 256, 256
+    up, down = randn(4, 2 * inner, d, seed=2, std=d**-0.5), randn(4, d, inner, seed=3, std=inner**-0.5)
+    up[dead, :inner] = 0.0
+    placed, way = dispatched(randn(300, d, seed=1), torch.ones(d, device="cuda", dtype=torch.bfloat16), 3, 2)
+    first, second = EIGHT.experts(up, down)
+    out = as_float64(second.product(first.product(placed, way.tiles), way.tiles))[way.position.long()]
+    expert = way.tiles.expert[(way.position // 128).long()]
+    gone = torch.zeros(4, dtype=torch.bool, device="cuda")
+    gone[dead] = True
+    assert not bool(out[gone[expert]].abs().sum())
+    assert bool(out.isfinite().all())
+    assert bool((out[~gone[expert]].abs().sum(-1) > 0.0).all())
+
+
+def test_a_matrix_of_zeros_gives_zeros_in_8_bit() -> None:
+    normed = add_norm(
+        randn(100, 256, seed=1), None, torch.ones(256, device="cuda", dtype=torch.bfloat16), 1e-6, eight=True
+    )
+    stored = EIGHT.matrix(torch.zeros(768, 256, device="cuda", dtype=torch.bfloat16))
+    assert isinstance(stored, PackedMatrix)
+    assert not bool(as_float64(stored.narrow_product(normed)).abs().sum())
+
+
 def test_experts_make_zeros_of_zeros() -> None:
     d, inner = 256, 256
     h = torch.zeros(40, d, device="cuda", dtype=torch.bfloat16)
