@@ -72,7 +72,7 @@ def quantise_layer(name: str, module: nn.Module, recipe: Fp8Recipe) -> Fp8Linear
         stored: dict[str, Tensor] = {}
         for part, stack in (("gate_up", module.gate_up), ("down", module.down)):
             stored[f"{part}_codes"], stored[f"{part}_scale"] = _expert_stack(stack, f"{name}.{part}", recipe)
-        return Fp8Experts(module, stored, recipe.tile, narrow_results=recipe.expert_results == "e4m3")
+        return Fp8Experts(module, stored, recipe.tile, narrow_results=recipe.narrow_results)
     raise RecipeError(f"{name}: a {type(module).__name__} cannot be quantised")
 
 
@@ -89,8 +89,8 @@ def hollow(model: nn.Module, recipe: Fp8Recipe, names: Iterable[str]) -> None:
         if isinstance(module, nn.Linear):
             model.set_submodule(name, Fp8Linear.empty_like(module))
         elif isinstance(module, MixtureOfExperts) and not isinstance(module, Fp8Experts):
-            narrow = recipe.expert_results == "e4m3"
-            model.set_submodule(name, Fp8Experts.empty_like(module, recipe.tile, narrow_results=narrow))
+            empty = Fp8Experts.empty_like(module, recipe.tile, narrow_results=recipe.narrow_results)
+            model.set_submodule(name, empty)
         else:
             raise RecipeError(f"modules: {name!r} is a {type(module).__name__} and cannot be quantised")
     narrow_attention(model, recipe)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.experts import MixtureOfExperts
 from quant.linear import aside, moved
 from quant.ops import fp8_block_linear
-from quant.primitives import E4M3, dequantise, round_runs, spread_blocks
+from quant.primitives import E4M3, dequantise, spread_blocks, through_e4m3
 
 STORED = ("gate_up_codes", "gate_up_scale", "down_codes", "down_scale")
 
@@ -75,7 +75,7 @@ class Fp8Experts(MixtureOfExperts):
 
     def _result(self, rows: Tensor) -> Tensor:
         """What an expert gives [T, d], as it is kept."""
-        return round_runs(rows.float(), rows.shape[-1]).to(rows.dtype) if self.narrow_results else rows
+        return through_e4m3(rows) if self.narrow_results else rows
 
     def prepare(self, example: Tensor) -> None:
         """Make now what inputs of the example's dtype would make at their first use."""

@@ -109,6 +109,12 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return round_in_range(torch.div(x, scale, out=buffer)), scale
 
 
+def through_e4m3(x: Tensor) -> Tensor:
+    """x [..., K] rounded through E4M3, one dynamic scale per row; scales put back, in x's own dtype."""
+    values, scale = round_rows(x.float())
+    return values.mul_(scale).to(x.dtype)
+
+
 def round_runs(x: Tensor, run: int) -> Tensor:
     """x [T, K] float32 -> x rounded through E4M3 with one scale for each 1 × `run` piece of a row; scales put back."""
     scale = spread_blocks(block_scale(x, (1, run)), (1, run), x.shape)

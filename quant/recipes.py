@@ -86,6 +86,11 @@ class Fp8Recipe:
         return None if self.expert_scaling == "per_row" else self.expert_block
 
     @property
+    def narrow_results(self) -> bool:
+        """Whether what experts give is rounded."""
+        return self.expert_results == "e4m3"
+
+    @property
     def is_faulty(self) -> bool:
         """Whether this recipe damages a model on purpose."""
         return self.scale_multiplier != 1.0 or self.overflow != "saturate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.decoder import CausalSelfAttention
-from quant.primitives import round_runs
+from quant.primitives import through_e4m3
 
 
 class Fp8SelfAttention(CausalSelfAttention):
@@ -20,5 +20,4 @@ class Fp8SelfAttention(CausalSelfAttention):
 
     def projected(self, x: Tensor) -> Tensor:
         """x [M, T, d] -> [M, T, 3d]."""
-        qkv = super().projected(x)
-        return round_runs(qkv.float().view(-1, qkv.shape[-1]), qkv.shape[-1]).view_as(qkv).to(qkv.dtype)
+        return through_e4m3(super().projected(x))

@@ -116,12 +116,12 @@ def load_files(
     package: str,
     names: Sequence[str],
     kernel: str,
-    sizes: Mapping[str, int],
+    macros: Mapping[str, int | str],
     products: Sequence[str],
     shared_bytes: int,
 ) -> Kernel:
-    """`load_kernel` of files that need `hopper_source()`, functions of `product_source`, and `sizes` as macros."""
-    source = "".join(f"#define {macro} {value}\n" for macro, value in sizes.items()) + hopper_source()
+    """`load_kernel` of files that need `hopper_source()`, functions of `product_source`, and `macros`."""
+    source = "".join(f"#define {macro} {value}\n" for macro, value in macros.items()) + hopper_source()
     source += "".join(products) + "".join(files(package).joinpath(name).read_text(encoding="utf-8") for name in names)
     return load_kernel(source, kernel, shared_bytes)
 

@@ -90,7 +90,7 @@ class Decoder(Generic[M]):
         smaller than `width` leaves over are lost ones, so that every later level has `width` rows a request, as the
         self attention counts them.
         """
-        config, add_product = self.config, self.arithmetic.add_product
+        config = self.config
         batch = contexts[0].lengths.shape[0]
         if not power_of_two(width) or width > MOST_BEAMS:
             raise ModelError(f"beam_width: the engine needs a power of two up to {MOST_BEAMS}, got {width}")
@@ -111,8 +111,7 @@ class Decoder(Generic[M]):
                 tally = tallies[level, layer]
                 if layer:
                     q = self._queries(block, h, pending)
-                add_product(h, context.attend(q, beams, config.n_heads), block.cross_o)
-                pending, qkv = self._block(block, h, beams, tuple(past[layer]), parents, tally)
+                pending, qkv = self._block(block, h, q, context, beams, tuple(past[layer]), parents, tally)
                 past[layer].append(qkv)
             x = add_norm(h, pending, self.head_norms[level], config.norm_eps)
             legal = None
@@ -141,15 +140,17 @@ class Decoder(Generic[M]):
         self,
         block: BlockMatrices[M],
         h: Tensor,
+        q: Tensor,
+        context: Context,
         beams: int,
         past: tuple[Rows, ...],
         parents: tuple[Tensor, ...],
         tally: Tensor,
     ) -> tuple[Mixed | None, Rows]:
-        """All behind the cross attention: h [B·R, d] is brought up to date in place; returns what is still to be added,
-        and the qkv rows."""
+        """h [B·R, d] is brought up to date in place; returns what is still to be added to it, and the qkv rows."""
         add_product = self.arithmetic.add_product
         eps, heads = self.config.norm_eps, self.config.n_heads
+        add_product(h, context.attend(q, beams, heads), block.cross_o)
         x = add_norm(h, None, block.norm_self, eps, eight=self._eight(block.self_qkv, h))
         qkv = self.arithmetic.own_product(x, block.self_qkv)
         add_product(

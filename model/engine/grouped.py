@@ -13,13 +13,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.engine.norm import USUAL, Rows
+from model.engine.norm import ROUNDED_UP, USUAL_CODE, Rows
 from model.engine.overlap import OVERLAPPED, in_turn
 from model.engine.routing import ROWS_TILE, ExpertTiles
 
-ROUNDED_UP = tl.constexpr((1 + 2**-4) ** 2)
-"""E4M3 may make a row's squared length greater by this. Reading the codes back in the kernel that makes them is no way
-to know it: ptxas 12.8 then reads registers that it has not written yet."""
+SQUARE = tl.constexpr((USUAL_CODE * ROUNDED_UP) ** 2 / 448.0)
+"""Times a normed row's scale, squared, and its width: at least its squared length over 448."""
 
 LEAST_SCALE = tl.constexpr(1e-18)
 """A row of zeros is divided by its square."""
@@ -134,7 +133,7 @@ def _grouped(
             half = column // 2 + tl.arange(0, BN // 2)
             if a_scale is not None:
                 usual = tl.maximum(tl.load(a_scale + at), LEAST_SCALE)
-                one = usual * usual * (k * (USUAL * USUAL * ROUNDED_UP / 448.0))
+                one = usual * usual * (k * SQUARE)
                 bound = tl.load(reach + expert * (n // 2) + half, half < n // 2, 1.0)
                 acc = tl.clamp(acc / one[:, None] / bound[None, :], -448.0, 448.0)
                 if column == 0:

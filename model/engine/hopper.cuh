@@ -214,12 +214,6 @@ __device__ __forceinline__ u32 bf16_mul(u32 a, u32 b) {
   return both;
 }
 
-__device__ __forceinline__ u32 bf16_add(u32 a, u32 b) {
-  u32 both;
-  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
-  return both;
-}
-
 __device__ __forceinline__ u32 bf16_fma(u32 a, u32 b, u32 c) {
   u32 both;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));

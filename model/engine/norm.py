@@ -23,6 +23,10 @@ USUAL_CODE = 0.75
 
 USUAL = tl.constexpr(USUAL_CODE)
 
+ROUNDED_UP = 1 + 2**-4
+"""E4M3 may make a row longer by this. Reading the codes back in the kernel that makes them is no way to know how long
+they are: ptxas 12.8 then reads registers that it has not written yet."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.norm import USUAL_CODE, Rows
+from model.engine.norm import ROUNDED_UP, USUAL_CODE, Rows
 from model.engine.routing import ROWS_TILE
 from quant.kernels.few_rows import MOST_ROWS, few_rows_product
 from quant.kernels.order import DEPTH, UNIT, WIDEST, in_row_order
-from quant.kernels.product import multiply
+from quant.kernels.product import multiply, multiply_to_eight
 from quant.kernels.tiling import tile_columns
 from quant.primitives import E4M3_MAX, SCALE_FLOOR
-
-_ROUNDED_UP = 1 + 2**-4
-"""A row's codes may be longer by this than it was before it was rounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,28 +29,27 @@ class PackedMatrix:
 
     def product(self, rows: Rows, onto: Tensor | None = None) -> Tensor:
         """rows [T, K] in E4M3 -> [T, N] bfloat16, or added to `onto` [T, N], in place."""
-        tokens, n = rows.values.shape[0], self.scale.shape[0]
+        tokens = rows.values.shape[0]
         if tokens <= MOST_ROWS:
             return few_rows_product(rows, self.weight, self.scale, onto)
-        processors = torch.cuda.get_device_properties(rows.values.device).multi_processor_count
-        columns = tile_columns(-(-tokens // ROWS_TILE), n, processors, adds=onto is not None)
-        out = torch.empty(tokens, n, dtype=torch.bfloat16, device=rows.values.device) if onto is None else onto
-        multiply(rows, self.weight[None], self.scale, out, columns, adds=onto is not None)
+        adds = onto is not None
+        shape = tokens, self.scale.shape[0]
+        out = torch.empty(shape, dtype=torch.bfloat16, device=rows.values.device) if onto is None else onto
+        multiply(rows, self.weight[None], self.scale, out, self._columns(rows, adds=adds), adds=adds)
         return out
 
     def narrow_product(self, rows: Rows) -> Rows:
         """Normed rows [T, K] -> [T, N] in E4M3, each with a scale that no result is too great for; of few rows, or of
         very wide ones, whose sums might not stay in 16 bit, in bfloat16."""
-        (tokens, k), n = rows.values.shape, self.scale.shape[0]
+        tokens, k = rows.values.shape
         if tokens <= MOST_ROWS or k > WIDEST:
             return Rows(self.product(rows))
-        device = rows.values.device
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        columns = tile_columns(-(-tokens // ROWS_TILE), n, processors, adds=False)
-        out = torch.empty(tokens, n, dtype=torch.float8_e4m3fn, device=device)
-        scale = torch.empty(tokens, dtype=torch.float32, device=device)
-        multiply(rows, self.weight[None], self.scale, out, columns, out_scale=scale, unit=self.unit)
-        return Rows(out, scale)
+        return multiply_to_eight(rows, self.weight[None], self.scale, self._columns(rows, adds=False), self.unit)
+
+    def _columns(self, rows: Rows, *, adds: bool) -> int:
+        """How wide tiles are."""
+        processors = torch.cuda.get_device_properties(rows.values.device).multi_processor_count
+        return tile_columns(-(-rows.values.shape[0] // ROWS_TILE), self.scale.shape[0], processors, adds=adds)
 
 
 def fits_dense(outer: int, inner: int) -> bool:
@@ -64,7 +60,7 @@ def fits_dense(outer: int, inner: int) -> bool:
 def pack_matrix(codes: Tensor, scale: Tensor) -> PackedMatrix:
     """Codes [N, K] with scale [N] float32; done when this returns, as `few_rows_product` asks."""
     longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax()
-    row = USUAL_CODE * codes.shape[1] ** 0.5 * _ROUNDED_UP
+    row = USUAL_CODE * codes.shape[1] ** 0.5 * ROUNDED_UP
     weight = in_row_order(codes[None], UNIT, gated=False)[0]
     made = PackedMatrix(weight, scale.contiguous(), row * max(longest.item(), SCALE_FLOOR) / E4M3_MAX)
     torch.cuda.current_stream(codes.device).synchronize()

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.engine.norm import Rows
 from model.engine.routing import ExpertTiles
 from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, WIDEST, in_row_order
-from quant.kernels.product import multiply
+from quant.kernels.product import multiply, multiply_to_eight
 
 _LEAST_UNIT, _MOST_FACTOR = 2.0**-32, 2.0**15
 """Of gated products: gates that are all zero have no unit, and their linear parts nothing to be scaled for."""
@@ -38,28 +38,29 @@ class PackedExperts:
         """Rows come in E4M3."""
         return True
 
+    @property
+    def gated(self) -> bool:
+        """Whether outputs are silu(gate) · linear."""
+        return self.gate_scale is not None
+
     def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
         """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or with a unit E4M3 and a scale per row."""
-        return self._times(rows, experts.rows, experts)
+        return self._times(rows, experts)
 
     def of_all(self, rows: Rows) -> Rows:
         """All rows [T, K] by the only expert: [T, N]."""
-        return self._times(rows, rows.values.shape[0], None)
+        return self._times(rows, None)
 
-    def _times(self, rows: Rows, room: int, tiles: ExpertTiles | None) -> Rows:
-        device, n = rows.values.device, self.scale.shape[1]
-        columns = COLUMNS if self.gate_scale is None else GATED_COLUMNS
-        if self.unit is None:
-            out = torch.empty(room, n, dtype=torch.bfloat16, device=device)
-            multiply(rows, self.weight, self.scale, out, columns, tiles=tiles)
-            return Rows(out)
-        out = torch.empty(room, n, dtype=torch.float8_e4m3fn, device=device)
-        scale = torch.empty(room, dtype=torch.float32, device=device)
-        multiply(
-            rows, self.weight, self.scale, out, columns,
-            gate_scale=self.gate_scale, out_scale=scale, unit=self.unit, tiles=tiles,
-        )  # fmt: skip
-        return Rows(out, scale)
+    def _times(self, rows: Rows, tiles: ExpertTiles | None) -> Rows:
+        if self.unit is not None:
+            columns = GATED_COLUMNS if self.gated else COLUMNS
+            return multiply_to_eight(
+                rows, self.weight, self.scale, columns, self.unit, gate_scale=self.gate_scale, tiles=tiles
+            )
+        room = tiles.rows if tiles else rows.values.shape[0]
+        out = torch.empty(room, self.scale.shape[1], dtype=torch.bfloat16, device=rows.values.device)
+        multiply(rows, self.weight, self.scale, out, COLUMNS, tiles=tiles)
+        return Rows(out)
 
 
 def fits_experts(d_model: int, inner: int) -> bool:

@@ -1,11 +1,9 @@
 // What a gated product does with its sums: silu(gate) · linear, written in E4M3 with a scale per row. Sums are in 16 bit,
-// which does not overflow: see WIDEST in order.py.
+// which does not overflow: see WIDEST in order.py. USUAL and ROUNDED_UP are norm.py's.
 
 #define OUTPUTS (COLUMNS / 2)  // of a tile
 #define FACTORS COLUMNS        // those of the linear parts, then those of the gates
 #define MOST_HALF 60000.0f
-#define USUAL 0.75f                     // a row's codes in root mean square, as norm.py makes them
-#define ROUNDED_UP (1.0625f * 1.0625f)  // E4M3 may make a row's squared length greater by this
 
 typedef u32 Sums[2][COLUMNS / 4];  // two to a word
 
@@ -14,7 +12,7 @@ __device__ __forceinline__ u16 factor_of(float scale, float) { return (u16)pack_
 // Of a row of `depth` numbers with this scale: times 448 and a column's reach no output is greater. A row of zeros has a
 // bound that can be divided by.
 __device__ __forceinline__ float scale_of_results(float scale, float unit, int depth) {
-  const float square = depth * (USUAL * USUAL * ROUNDED_UP / 448.0f);
+  const float square = depth * (USUAL * USUAL * (ROUNDED_UP * ROUNDED_UP) / 448.0f);
   const float safe = fmaxf(scale, 1.0f / (square * MOST_HALF * unit));
   return safe * safe * square;
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.engine.cuda_module import Kernel, address, load_files, number, product_source, tensor_map
-from model.engine.norm import Rows
+from model.engine.norm import ROUNDED_UP, USUAL_CODE, Rows
 from model.engine.routing import ROWS_TILE, ExpertTiles
 from quant.kernels.order import DEPTH
 
@@ -58,14 +58,33 @@ def multiply(
     )  # fmt: skip
 
 
+def multiply_to_eight(
+    rows: Rows,
+    weight: Tensor,
+    scale: Tensor,
+    columns: int,
+    unit: float,
+    *,
+    gate_scale: Tensor | None = None,
+    tiles: ExpertTiles | None = None,
+) -> Rows:
+    """`multiply` with results in E4M3 and a scale per row, which are new."""
+    room, device = tiles.rows if tiles else rows.values.shape[0], rows.values.device
+    out = torch.empty(room, scale.shape[-1], dtype=torch.float8_e4m3fn, device=device)
+    out_scale = torch.empty(room, dtype=torch.float32, device=device)
+    multiply(rows, weight, scale, out, columns, gate_scale=gate_scale, out_scale=out_scale, unit=unit, tiles=tiles)
+    return Rows(out, out_scale)
+
+
 @functools.cache
 def _kernel(kind: str, adds: bool, columns: int, _device: int | None) -> Kernel:
     stage_bytes = (ROWS_TILE + columns) * DEPTH
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
     gated, eight = kind == "gated", kind != "plain"
-    sizes = {
-        "GATED": int(gated), "EIGHT": int(eight), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages
+    macros: dict[str, int | str] = {
+        "GATED": int(gated), "EIGHT": int(eight), "ADDS": int(adds), "COLUMNS": columns, "STAGES": stages,
+        "USUAL": f"{USUAL_CODE}f", "ROUNDED_UP": f"{ROUNDED_UP}f",
     }  # fmt: skip
     products = [product_source("product_rows", columns, halves=eight)]
     names = [*([] if gated else ["units.cuh"]), f"{kind}_rows.cuh", "product.cu"]
-    return load_files("quant.kernels", names, "grouped", sizes, products, stages * stage_bytes + 1024)
+    return load_files("quant.kernels", names, "grouped", macros, products, stages * stage_bytes + 1024)

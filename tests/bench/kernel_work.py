@@ -109,7 +109,7 @@ def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Rows that are somebody's (not the padding) times their experts' matrices."""
     matrix, rows = given["self"], given["real_rows"]
-    gated = getattr(matrix, "gated", False) or getattr(matrix, "gate", None) is not None
+    gated = matrix.gated
     wide, written = matrix.weight.shape[2], out.values.shape[1]
     width = 2 * written if gated else written
     row_bytes = wide * matrix.weight.element_size() + written * out.values.element_size()
