@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from model.engine.cross_attention import ContextRows
 from model.engine.grouped import ExpertMatrix, interleave
+from model.engine.head import Head, HeadWeights, PlainHead
 from model.engine.norm import Rows
-from model.engine.routing import ExpertTiles
+from model.engine.routing import ExpertTiles, Router
 
 M = TypeVar("M")
 
@@ -23,8 +24,9 @@ class Context(Protocol):
     def lengths(self) -> Tensor:
         """[B] int32: keys that each request may read."""
 
-    def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
-        """q [B·R, d] 16 bit -> softmax(q·kᵀ/√dh)·v of every head [B·R, d], in the format of the keys."""
+    def attend(self, q: Rows, beams: int, heads: int) -> Rows:
+        """q [B·R, d], as `Arithmetic.queries` gives them -> softmax(q·kᵀ/√dh)·v of every head [B·R, d], in the format
+        of the keys."""
 
 
 class ExpertProduct(Protocol):
@@ -34,8 +36,13 @@ class ExpertProduct(Protocol):
     def eight(self) -> bool:
         """Whether rows come in E4M3."""
 
+    @property
+    def gathers(self) -> bool:
+        """Whether rows come in the tokens' order, each of them once, and the product looks for them itself."""
+
     def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
-        """rows [M, K] sorted by expert · weight[expert]ᵀ: 16 bit, or of a gated matrix the rows' own format."""
+        """rows, sorted by expert [M, K] or as they are [T, K] · weight[expert]ᵀ: [M, N], 16 bit, or of a gated matrix
+        the rows' own format."""
 
 
 class GatedProduct(Protocol):
@@ -68,6 +75,10 @@ class Arithmetic(Protocol[M]):
     def own_product(self, rows: Rows, matrix: M) -> Rows:
         """Normed rows [T, K] · weightᵀ -> [T, N], in the format that the attention over own tokens is to read."""
 
+    def queries(self, rows: Rows, matrix: M, head_dim: int) -> Rows:
+        """Normed rows [T, K] · weightᵀ -> [T, N], in the format that the attention over a context of this arithmetic is
+        to read."""
+
     def add_product(self, h: Tensor, rows: Rows, matrix: M) -> None:
         """h [T, N] += rows · weightᵀ, in place."""
 
@@ -76,6 +87,9 @@ class Arithmetic(Protocol[M]):
 
     def gated(self, up: Tensor, down: Tensor) -> tuple[GatedProduct, M] | None:
         """up [2I, d], gate rows first, and down [d, I], where there is such a kernel, for rows in E4M3."""
+
+    def head(self, weights: HeadWeights) -> Head:
+        """A level's head."""
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """Keys and values [B, G, N, dh] 16 bit, the same tensor where values are keys, and lengths [B] int32."""
@@ -104,6 +118,10 @@ class SixteenBit:
         """The same."""
         return Rows(functional.linear(rows.values, matrix))
 
+    def queries(self, rows: Rows, matrix: Tensor, head_dim: int) -> Rows:  # noqa: ARG002 - the protocol's
+        """An ordinary product."""
+        return Rows(functional.linear(rows.values, matrix))
+
     def add_product(self, h: Tensor, rows: Rows, matrix: Tensor) -> None:
         """The sum is rounded once."""
         h.addmm_(rows.values, matrix.t())
@@ -114,6 +132,10 @@ class SixteenBit:
 
     def gated(self, up: Tensor, down: Tensor) -> None:
         """None: rows are in 16 bit."""
+
+    def head(self, weights: HeadWeights) -> Head:
+        """Every logit."""
+        return PlainHead(weights)
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> ContextRows:
         """The tensors themselves."""
@@ -135,16 +157,11 @@ class Dense(Generic[M]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experts:
-    """A mixture; the `shared` ones, which every row sees, come first.
-
-    Of the E routed ones router [E, d], times the norm's weights, and router_bias [E] float32.
-    """
+    """A mixture; experts that every row sees come first."""
 
     up: ExpertProduct
     down: ExpertProduct
-    shared: int
-    router: Tensor
-    router_bias: Tensor
+    router: Router
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,9 +35,9 @@ class ContextRows:
     value_scale: Tensor | None = None
     out_scale: Tensor | None = None
 
-    def attend(self, q: Tensor, beams: int, heads: int) -> Rows:
-        """See `cross_attention`."""
-        return cross_attention(q, self, beams, heads)
+    def attend(self, q: Rows, beams: int, heads: int) -> Rows:
+        """See `cross_attention`; queries are in 16 bit."""
+        return cross_attention(q.values, self, beams, heads)
 
 
 @dataclass(frozen=True, slots=True)

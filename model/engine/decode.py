@@ -7,15 +7,14 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from model.engine.arithmetic import Arithmetic, BlockMatrices, Context, Dense, Experts
+from model.engine.head import HeadWeights
 from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, Rows, add_norm
 from model.engine.prefixes import Prefixes
-from model.engine.routing import ROWS_TILE, choose, norm_dispatch, tally_size
-from model.engine.select import select_beams
+from model.engine.routing import ROWS_TILE, Router, choose, norm_dispatch, tally_size
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from model.engine.weights import BlockWeights, DecoderWeights
@@ -58,7 +57,8 @@ class Decoder(Generic[M]):
             raise ModelError(f"the engine cannot decode this model: {'; '.join(reasons)}")
         self.config, self.arithmetic = config, arithmetic
         self.bos, self.token_embed = weights.bos, weights.token_embed
-        self.head_norms, self.heads = weights.head_norms, weights.heads
+        heads = zip(weights.head_norms, weights.heads, strict=True)
+        self.heads = tuple(arithmetic.head(HeadWeights(norm, matrix, config.norm_eps)) for norm, matrix in heads)
         self.blocks = tuple(self._prepared(block) for block in weights.blocks)
         self.first_queries = tuple(self._queries(self.blocks[0], table) for table in self.token_embed)
 
@@ -80,8 +80,9 @@ class Decoder(Generic[M]):
             matrix, up, down = self.arithmetic.matrix, block.up[0], block.down[0]
             return Dense(matrix(up), matrix(down), self.arithmetic.gated(up, down))
         products = self.arithmetic.experts(block.up, block.down)
-        router = (block.router.float() * block.norm_ffn.float()).to(block.router.dtype)
-        return Experts(*products, block.shared, router, block.router_bias)
+        weight = (block.router.float() * block.norm_ffn.float()).to(block.router.dtype)
+        top_k = self.config.experts_per_token
+        return Experts(*products, Router(weight, block.router_bias, top_k, block.shared))
 
     def decode(self, contexts: tuple[Context, ...], width: int, walk: Walk | None = None) -> Decoded:
         """One context per key/value set; width: beams kept after every level, a power of two up to MOST_BEAMS.
@@ -113,12 +114,11 @@ class Decoder(Generic[M]):
                     q = self._queries(block, h, pending)
                 pending, qkv = self._block(block, h, q, context, beams, tuple(past[layer]), parents, tally)
                 past[layer].append(qkv)
-            x = add_norm(h, pending, self.head_norms[level], config.norm_eps)
             legal = None
             if walk is not None and nodes is not None:
                 legal = legal_bits(walk.prefixes, level, nodes, None if walk.used is None else walk.used[level])
             kept = min(width, beams * config.codebook_size)
-            best = select_beams(functional.linear(x.values, self.heads[level]), scores, kept, legal).widened(width)
+            best = self.heads[level].best(h, pending, scores, kept, legal).widened(width)
             if walk is not None and nodes is not None:
                 nodes = descend(walk.prefixes, level, nodes, best)
             scores = best.scores
@@ -126,21 +126,21 @@ class Decoder(Generic[M]):
             codes = torch.cat([before, best.codes[..., None]], dim=-1)
             if level + 1 < config.levels:
                 last = best.codes.flatten()
-                h, q = self.token_embed[level][last], self.first_queries[level][last]
+                h, q = self.token_embed[level][last], self.first_queries[level].of(last)
                 parents = (best.beams.flatten(),) if level else ()
         items = None if walk is None or nodes is None else walk.prefixes.items(nodes)
         return Decoded(codes, scores, items)
 
-    def _queries(self, block: BlockMatrices[M], h: Tensor, pending: Mixed | None = None) -> Tensor:
+    def _queries(self, block: BlockMatrices[M], h: Tensor, pending: Mixed | None = None) -> Rows:
         """What a block asks the context [T, d]; h [T, d] is brought up to date in place."""
         x = add_norm(h, pending, block.norm_cross, self.config.norm_eps, eight=self._eight(block.cross_q, h))
-        return self.arithmetic.product(x, block.cross_q)
+        return self.arithmetic.queries(x, block.cross_q, self.config.head_dim)
 
     def _block(
         self,
         block: BlockMatrices[M],
         h: Tensor,
-        q: Tensor,
+        q: Rows,
         context: Context,
         beams: int,
         past: tuple[Rows, ...],
@@ -175,8 +175,10 @@ class Decoder(Generic[M]):
 
     def _mixture(self, layer: Experts, h: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
         eps = self.config.norm_eps
-        top_k = self.config.experts_per_token
-        choice = choose(h, eps, layer.router, layer.router_bias, top_k, layer.shared, tally)
-        placed, way = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
-        inner = layer.up.product(placed, way.tiles)
-        return Mixed(layer.down.product(inner, way.tiles), way.position, way.share)
+        choice = choose(h, eps, layer.router, tally)
+        if layer.up.gathers:
+            rows = add_norm(h, None, gamma, eps, eight=layer.up.eight)
+        else:
+            rows = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
+        inner = layer.up.product(rows, choice.tiles)
+        return choice.mixed(layer.down.product(inner, choice.tiles))

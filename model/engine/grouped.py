@@ -41,6 +41,11 @@ class ExpertMatrix:
         """Whether rows come in E4M3."""
         return self.scale is not None
 
+    @property
+    def gathers(self) -> bool:
+        """Never: rows come sorted by expert."""
+        return False
+
     def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
         """See `grouped_product`."""
         return grouped_product(rows, self, experts, gated=self.gated)

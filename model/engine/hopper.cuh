@@ -145,6 +145,18 @@ __device__ __forceinline__ void prefetch_map(const TensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// Sixteen bytes, or zeros, by the thread itself but not before it goes on; a barrier is told once all that it has asked for
+// are there. Whoever waits there has to see to it that tensor cores see them.
+__device__ __forceinline__ void copy_sixteen(u32 target, const u8 *from, bool zeros) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(zeros ? 0 : 16) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive_copied(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copies_visible() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // ---- matrix products of a warpgroup -----------------------------------------------------------------------------
 
 // A matrix of rows of 128 bytes in shared memory, swizzled, innermost the dimension that is summed over.
@@ -258,6 +270,13 @@ __device__ __forceinline__ u32 halves_to_e4m3(u32 first, u32 second) {
       "mov.b32 %0, {low, high};\n}"
       : "=r"(y)
       : "r"(first), "r"(second));
+  return y;
+}
+
+// The two numbers in E4M3 of the lower half.
+__device__ __forceinline__ u32 halves_of_e4m3(u32 codes) {
+  u32 y;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(y) : "r"(codes));
   return y;
 }
 

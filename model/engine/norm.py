@@ -46,14 +46,25 @@ class Rows:
             raise TypeError("rows: expected E4M3 rows with their scales")
         return self.scale
 
+    def of(self, index: Tensor) -> Rows:
+        """The rows of these numbers [T]."""
+        if self.scale is None:
+            return Rows(self.values[index])
+        return Rows(self.values.view(torch.uint8)[index].view(self.values.dtype), self.scale[index])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixed:
-    """Outputs of experts that are yet to be summed: row t gets the sum over j of share[t, j] · rows[position[t, j]]."""
+    """Outputs of experts that are yet to be summed: row t gets the sum over j of share[t, j] · rows[place].
+
+    The places of a row are those that `routing.Choice` says.
+    """
 
     rows: Rows  # [M, d]
-    position: Tensor  # [T, K] int32
-    share: Tensor  # [T, K] float32
+    chosen: Tensor  # [T, k] int32
+    begin: Tensor  # [W] int32
+    share: Tensor  # [T, S+k] float32
+    padded: int  # rows of a shared expert
 
 
 def add_norm(
@@ -72,13 +83,17 @@ def add_norm(
         h,
         mixed.rows.values if mixed else None,
         mixed.rows.scale if mixed else None,
-        mixed.position if mixed else None,
+        mixed.chosen if mixed else None,
+        mixed.begin if mixed else None,
         mixed.share if mixed else None,
         gamma,
         values,
         scale,
         eps,
-        EXPERTS=mixed.position.shape[1] if mixed else 0,
+        mixed.padded if mixed else 0,
+        TOP_K=mixed.chosen.shape[1] if mixed else 0,
+        SHARED=mixed.share.shape[1] - mixed.chosen.shape[1] if mixed else 0,
+        WIDTH=mixed.begin.shape[0] if mixed else 1,
         **whole_row(d),
         **OVERLAPPED,
     )
@@ -93,24 +108,36 @@ def whole_row(d: int) -> dict[str, int]:
 
 @triton.jit
 def _add_norm(
-    h, experts, experts_scale, position, share, gamma, values, scale, eps,
-    EXPERTS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
+    h, experts, experts_scale, chosen, begin, share, gamma, values, scale, eps, padded,
+    TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     in_turn()
     row = from_the_last().to(tl.int64)
     x = row_at(h, row, D, CHUNK)
-    for j in tl.static_range(EXPERTS):
-        source = tl.load(position + row * EXPERTS + j).to(tl.int64)
-        weight = tl.load(share + row * EXPERTS + j)
+    for j in tl.static_range(SHARED + TOP_K):
+        source = expert_place(chosen, begin, row, j, padded, TOP_K, SHARED, WIDTH).to(tl.int64)
+        weight = tl.load(share + row * (SHARED + TOP_K) + j)
         if experts_scale is not None:
             weight *= tl.load(experts_scale + source)
         x = plus(x, weight, row_at(experts, source, D, CHUNK))
-    if EXPERTS > 0:
+    if SHARED + TOP_K > 0:
         store_row(h, row, x, 1.0, D, CHUNK)
     y, factor, s = normalised(x, gamma, eps, D, CHUNK, values.dtype.element_ty)
     store_row(values, row, y, factor, D, CHUNK)
     if scale is not None:
         tl.store(scale + row, s)
+
+
+@triton.jit
+def expert_place(
+    chosen, begin, token, j: tl.constexpr, padded, TOP_K: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Where the j-th of a token's experts, the shared ones first, has the token's row; see `routing.Choice`."""
+    place = j * padded + token
+    if j >= SHARED:
+        code = tl.load(chosen + token * TOP_K + (j - SHARED))
+        place = tl.load(begin + code % WIDTH) + code // WIDTH
+    return place
 
 
 @triton.jit
@@ -171,10 +198,10 @@ def normalised(x, gamma, eps, D: tl.constexpr, CHUNK: tl.constexpr, dtype: tl.co
 
 
 @triton.jit
-def in_eight(y):
-    """y [BLOCK] -> E4M3 and its scale."""
+def in_eight(y, room=1.0):
+    """y [BLOCK] -> E4M3, of which the greatest is 448 / room, and its scale."""
     y = y.to(tl.float32)
-    s = scale_of(tl.max(tl.abs(y), 0))
+    s = scale_of(tl.max(tl.abs(y), 0) * room)
     return (y / s).to(tl.float8e4nv), s
 
 

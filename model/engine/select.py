@@ -53,12 +53,33 @@ class Chosen:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The n best of each request's beams times codes, in ascending order of their index beam · codebook + code.
+
+    keys [B, W·G] int32 of all codes of the W chosen [B, W] int32 groups; places [B, n] int32 of the candidates there.
+    offset [B·R] float32: of each row what a logit and it sum up to the score.
+    """
+
+    keys: Tensor
+    places: Tensor
+    chosen: Tensor
+    offset: Tensor
+    group: int
+    groups: int  # of a row
+
+
 def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = None) -> Chosen:
     """logits [B·R, C] and scores [B, R] float32 -> the k best of each request's R·C candidates; k a power of two.
 
     C and R are powers of two, C at least WORD and R·C at least k. legal [B·R, C / 32] int32: bit c % 32 of word c / 32
     says whether code c may be taken. Where fewer than k candidates are legal and alive, illegal ones follow at -inf.
     """
+    return ranked(candidates(logits, scores, k, legal), k)
+
+
+def candidates(logits: Tensor, scores: Tensor, n: int, legal: Tensor | None = None) -> Candidates:
+    """The n best, n a multiple of 16 or a smaller power of two; see `select_beams`."""
     batch, beams = scores.shape
     rows, codes = logits.shape
     group = min(GROUP, codes)
@@ -68,7 +89,7 @@ def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = 
     _best_of_groups[(rows,)](
         logits, scores, legal, offset, keys, CODES=codes, GROUP=group, WORD=WORD, num_warps=8, **OVERLAPPED
     )
-    wanted = min(k, beams * groups)
+    wanted = min(n, beams * groups)
     chosen = _largest(keys, wanted)
     inner = torch.empty(batch, wanted * group, dtype=torch.int32, device=logits.device)
     per = min(wanted, 16)
@@ -76,16 +97,23 @@ def select_beams(logits: Tensor, scores: Tensor, k: int, legal: Tensor | None = 
         logits, legal, offset, chosen, inner, beams,
         GROUPS=groups, GROUP=group, WORD=WORD, WANTED=wanted, PER=per, **OVERLAPPED,
     )  # fmt: skip
-    within = _largest(inner, k)
+    return Candidates(inner, _largest(inner, n), chosen, offset, group, groups)
+
+
+def ranked(among: Candidates, k: int, keys: Tensor | None = None) -> Chosen:
+    """The k best of the candidates by their own keys, or by others [B, n] int32, as `ordered` makes them."""
+    places = among.places
+    batch, n = places.shape
     out = Chosen(
-        torch.empty(batch, k, dtype=torch.float32, device=logits.device),
-        torch.empty(batch, k, dtype=torch.int64, device=logits.device),
-        torch.empty(batch, k, dtype=torch.int64, device=logits.device),
+        torch.empty(batch, k, dtype=torch.float32, device=places.device),
+        torch.empty(batch, k, dtype=torch.int64, device=places.device),
+        torch.empty(batch, k, dtype=torch.int64, device=places.device),
     )
-    per = min(k, _PER)
-    _ranked[(batch, k // per)](
-        inner, within, chosen, out.scores, out.beams, out.codes,
-        CODES=codes, GROUP=group, WANTED=wanted, K=k, PER=per, num_warps=4, **OVERLAPPED,
+    per = min(n, _PER)
+    _ranked[(batch, n // per)](
+        among.keys if keys is None else keys, places, among.chosen, out.scores, out.beams, out.codes, n,
+        GROUPS=among.groups, GROUP=among.group, WANTED=among.chosen.shape[1], K=k, OWN=keys is None,
+        ALL=triton.next_power_of_2(n), PER=per, num_warps=4, **OVERLAPPED,
     )  # fmt: skip
     return out
 
@@ -102,7 +130,7 @@ def _largest(keys: Tensor, k: int) -> Tensor:
 
 
 @triton.jit
-def _ordered(x):
+def ordered(x):
     """float32 -> int32 of the same order (minus zero before zero)."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -121,7 +149,7 @@ def _best_of_groups(logits, scores, legal, offset, keys, CODES: tl.constexpr, GR
         mask = tl.load(legal + row * (CODES // WORD) + word)
         x = tl.where(((mask[:, None] >> bit[None, :]) & 1) != 0, x, float("-inf"))
     best = tl.max(tl.reshape(tl.max(x, 1), [CODES // GROUP, GROUP // WORD]), 1) + shift
-    tl.store(keys + row * (CODES // GROUP) + tl.arange(0, CODES // GROUP), _ordered(best))
+    tl.store(keys + row * (CODES // GROUP) + tl.arange(0, CODES // GROUP), ordered(best))
 
 
 @triton.jit
@@ -139,7 +167,7 @@ def _keys_of_groups(
         mask = tl.load(legal + row[:, None] * (GROUPS * GROUP // WORD) + code // WORD)
         x = tl.where(((mask >> (code % WORD).to(tl.int32)) & 1) != 0, x, float("-inf"))
     at = request * WANTED * GROUP + slot[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    tl.store(inner + at, _ordered(x))
+    tl.store(inner + at, ordered(x))
 
 
 @triton.jit
@@ -208,23 +236,29 @@ def _find(keys, left, places, n, k, CHUNK: tl.constexpr, SOME: tl.constexpr, STA
 
 @triton.jit
 def _ranked(
-    inner, within, chosen, scores, beams, codes,
-    CODES: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, K: tl.constexpr, PER: tl.constexpr,
+    keys, places, chosen, scores, beams, codes, n,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, WANTED: tl.constexpr, K: tl.constexpr, OWN: tl.constexpr,
+    ALL: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
-    """PER of a request's K candidates go to the place that the number of better ones gives them."""
+    """PER of a request's candidates go to the place that the number of better ones gives them, if there is one."""
     in_turn()
     request = tl.program_id(0).to(tl.int64)
-    every = tl.arange(0, K)
-    places = tl.load(within + request * K + every)
-    keys = tl.load(inner + request * WANTED * GROUP + places)
+    every = tl.arange(0, ALL)
     mine = tl.program_id(1) * PER + tl.arange(0, PER)
-    place = tl.load(within + request * K + mine)
-    key = tl.load(inner + request * WANTED * GROUP + place)
-    # places ascend with the candidates' indices, so that the lower one wins among equals
-    better = (keys[None, :] > key[:, None]) | ((keys[None, :] == key[:, None]) & (every[None, :] < mine[:, None]))
+    place = tl.load(places + request * n + mine)
+    if OWN:
+        at = tl.load(places + request * n + every, every < n, 0)
+        others = tl.load(keys + request * WANTED * GROUP + at, every < n, -2147483648)
+        key = tl.load(keys + request * WANTED * GROUP + place)
+    else:
+        others = tl.load(keys + request * n + every, every < n, -2147483648)
+        key = tl.load(keys + request * n + mine)
+    # candidates ascend by their index, so that the lower one wins among equals
+    better = (others[None, :] > key[:, None]) | ((others[None, :] == key[:, None]) & (every[None, :] < mine[:, None]))
+    rank = tl.sum(better.to(tl.int32), 1)
     group = tl.load(chosen + request * WANTED + place // GROUP)
-    at = request * K + tl.sum(better.to(tl.int32), 1)
+    at, kept = request * K + rank, rank < K
     bits = key ^ ((key >> 31) & 0x7FFFFFFF)
-    tl.store(scores + at, bits.to(tl.float32, bitcast=True))
-    tl.store(beams + at, (group // (CODES // GROUP)).to(tl.int64))
-    tl.store(codes + at, ((group % (CODES // GROUP)) * GROUP + place % GROUP).to(tl.int64))
+    tl.store(scores + at, bits.to(tl.float32, bitcast=True), kept)
+    tl.store(beams + at, (group // GROUPS).to(tl.int64), kept)
+    tl.store(codes + at, ((group % GROUPS) * GROUP + place % GROUP).to(tl.int64), kept)

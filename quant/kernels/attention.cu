@@ -185,8 +185,8 @@ __device__ __forceinline__ void tile(
 }
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attention(
-    const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u16 *queries,
-    const int *lengths, const float *key_scale, const float *value_scale, const float *out_scale, u8 *out, float *scale,
+    const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u8 *queries,
+    const float *query_scale, const int *lengths, const float *key_scale, const float *value_scale, const float *out_scale, u8 *out, float *scale,
     int beams, int padded, int d, int heads, int groups, int blocks, int items, float sharpness) {
   extern __shared__ u8 dynamic[];
   __shared__ alignas(8) u64 barriers[3 * STAGES];
@@ -251,25 +251,12 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attent
     Rows rows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = local + 8 * h, beam = w.first + 64 * group + row;
-      uint2 raw[WIDTH / 16];
-      const u16 *from = queries + (u64)(w.request * beams + beam) * d + w.head * WIDTH + 4 * q;
-      float sum = 0.0f;
+      const int beam = w.first + 64 * group + local + 8 * h;
+      const u64 row = (u64)(w.request * beams + beam);
+      const u8 *from = queries + row * d + w.head * WIDTH + 4 * q;
 #pragma unroll
-      for (int c = 0; c < WIDTH / 16; ++c) {
-        raw[c] = beam < beams ? *(const uint2 *)(from + 16 * c) : make_uint2(0, 0);
-        sum += fabsf(bf16_low(raw[c].x)) + fabsf(bf16_high(raw[c].x));
-        sum += fabsf(bf16_low(raw[c].y)) + fabsf(bf16_high(raw[c].y));
-      }
-      // With keys of 448 at most no score passes a half's 65504, not even where every code was rounded up.
-      const float one = fmaxf(quad_sum(sum) * (1.0f / 136.0f), 7.888609052210118e-31f), inverse = 1.0f / one;
-#pragma unroll
-      for (int c = 0; c < WIDTH / 16; ++c) {
-        a[c / 2 * 4 + c % 2 * 2 + h] = pack_e4m3(
-            bf16_low(raw[c].x) * inverse, bf16_high(raw[c].x) * inverse, bf16_low(raw[c].y) * inverse,
-            bf16_high(raw[c].y) * inverse);
-      }
-      const float factor = 8.0f * one * sharpness * key_scale[w.group];
+      for (int c = 0; c < WIDTH / 16; ++c) a[c / 2 * 4 + c % 2 * 2 + h] = beam < beams ? *(const u32 *)(from + 16 * c) : 0;
+      const float factor = 8.0f * (beam < beams ? query_scale[row] : 0.0f) * sharpness * key_scale[w.group];
       rows.factor[h] = pack_half(factor, factor);
       rows.total[h] = 0.0f;
       rows.offset[h] = 0x7C007C00u;  // infinity: the first scores move it

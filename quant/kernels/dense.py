@@ -38,13 +38,14 @@ class PackedMatrix:
         multiply(rows, self.weight[None], self.scale, out, self._columns(rows, adds=adds), adds=adds)
         return out
 
-    def narrow_product(self, rows: Rows) -> Rows:
-        """Normed rows [T, K] -> [T, N] in E4M3, each with a scale that no result is too great for; of few rows, or of
-        very wide ones, whose sums might not stay in 16 bit, in bfloat16."""
+    def narrow_product(self, rows: Rows, room: float = 1.0) -> Rows:
+        """Normed rows [T, K] -> [T, N] in E4M3, each with a scale by which no code is beyond 448 / room; of few rows,
+        or of very wide ones, whose sums might not stay in 16 bit, in bfloat16."""
         tokens, k = rows.values.shape
         if tokens <= MOST_ROWS or k > WIDEST:
             return Rows(self.product(rows))
-        return multiply_to_eight(rows, self.weight[None], self.scale, self._columns(rows, adds=False), self.unit)
+        unit = self.unit * room
+        return multiply_to_eight(rows, self.weight[None], self.scale, self._columns(rows, adds=False), unit)
 
     def _columns(self, rows: Rows, *, adds: bool) -> int:
         """How wide tiles are."""

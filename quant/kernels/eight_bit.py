@@ -11,11 +11,13 @@ from model.engine.arithmetic import Context, ExpertProduct, GatedProduct
 from model.engine.cross_attention import ContextRows
 from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
+from model.engine.head import Head, HeadWeights, PlainHead
 from model.engine.norm import USUAL_CODE, Rows
-from quant.kernels.attention import PackedContext
+from quant.kernels.attention import LONGEST_KEY, QUERY_ROOM, PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts, pack_gated
-from quant.kernels.order import HEAD_DIM, packed
+from quant.kernels.order import HEAD_DIM, in_key_order, packed
+from quant.kernels.screened_head import ScreenedHead
 from quant.narrow import ALL_NARROW, Narrow
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
 
@@ -83,6 +85,12 @@ class EightBit:
             return matrix.narrow_product(rows)
         return Rows(matrix.product(rows))
 
+    def queries(self, rows: Rows, matrix: Matrix, head_dim: int) -> Rows:
+        """In E4M3 where the attention takes them so."""
+        if head_dim == HEAD_DIM and isinstance(matrix, PackedMatrix):
+            return matrix.narrow_product(rows, QUERY_ROOM)
+        return Rows(matrix.product(rows))
+
     def add_product(self, h: Tensor, rows: Rows, matrix: Matrix) -> None:
         """Where there is a kernel for the matrix, `h` is read and written while products are under way."""
         matrix.product(rows, onto=h)
@@ -101,16 +109,26 @@ class EightBit:
         codes, scale, reach, back_codes, back_scale = _balanced(up[None], down[None])
         return pack_gated(codes, scale, reach), _stored(back_codes[0], back_scale[0])
 
+    def head(self, weights: HeadWeights) -> Head:
+        """Screened in E4M3 where there is a kernel for it."""
+        stored = self.matrix(weights.matrix)
+        return ScreenedHead(weights, stored) if isinstance(stored, PackedMatrix) else PlainHead(weights)
+
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
         batch, groups, length, head_dim = key.shape
         key_scale, largest = _head_scale(key)
+        packs = is_hopper(key.device) and head_dim == HEAD_DIM
+        if packs:
+            key_scale = torch.maximum(key_scale, torch.linalg.vector_norm(key, dim=-1).amax(-1).float() / LONGEST_KEY)
         keys = quantise(key, key_scale[..., None, None])
         value_scale, largest = (key_scale, largest) if value is key else _head_scale(value)
         codes = keys if value is key else quantise(value, value_scale[..., None, None])
         out_scale = (largest.amax(1) * (_SUM_SLACK / E4M3_MAX)).clamp_min_(SCALE_FLOOR)
-        if is_hopper(key.device) and head_dim == HEAD_DIM:
-            return PackedContext(*packed(keys, codes), lengths, key_scale, value_scale, out_scale, value is key)
+        if packs:
+            stored, mixed = packed(keys, codes)
+            rows = stored if value is key else in_key_order(codes)
+            return PackedContext(stored, mixed, lengths, key_scale, value_scale, out_scale, rows)
         room = -(-length // 16) * 16
         values = torch.zeros(batch, groups, head_dim, room, dtype=E4M3, device=key.device)
         values[..., :length] = codes.transpose(-1, -2)

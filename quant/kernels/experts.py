@@ -9,11 +9,12 @@ from torch import Tensor
 
 from model.engine.norm import Rows
 from model.engine.routing import ExpertTiles
-from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, WIDEST, in_row_order
+from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, MOST_A_PRODUCT, WIDEST, in_row_order
 from quant.kernels.product import multiply, multiply_to_eight
 
-_LEAST_UNIT, _MOST_FACTOR = 2.0**-32, 2.0**15
-"""Of gated products: gates that are all zero have no unit, and their linear parts nothing to be scaled for."""
+_LEAST_UNIT, _MOST_LINEAR = 2.0**-32, 2.0**15
+"""Of gated products: gates that are all zero have no unit, and their linear parts nothing to be scaled for. Beside much
+greater ones, gates of no more than 2^-15 of them count as little."""
 
 _ROOM = 64
 """So many times as long as usual the longest row of a matrix may be before what it gives decides the unit."""
@@ -43,6 +44,11 @@ class PackedExperts:
         """Whether outputs are silu(gate) · linear."""
         return self.gate_scale is not None
 
+    @property
+    def gathers(self) -> bool:
+        """Gated products do."""
+        return self.gated
+
     def product(self, rows: Rows, experts: ExpertTiles) -> Rows:
         """As `grouped_product`: rows [M, K] in E4M3 -> [M, N] bfloat16, or with a unit E4M3 and a scale per row."""
         return self._times(rows, experts)
@@ -54,9 +60,11 @@ class PackedExperts:
     def _times(self, rows: Rows, tiles: ExpertTiles | None) -> Rows:
         if self.unit is not None:
             columns = GATED_COLUMNS if self.gated else COLUMNS
+            gathers = self.gathers and tiles is not None
             return multiply_to_eight(
-                rows, self.weight, self.scale, columns, self.unit, gate_scale=self.gate_scale, tiles=tiles
-            )
+                rows, self.weight, self.scale, columns, self.unit,
+                gate_scale=self.gate_scale, tiles=tiles, gathers=gathers,
+            )  # fmt: skip
         room = tiles.rows if tiles else rows.values.shape[0]
         out = torch.empty(room, self.scale.shape[1], dtype=torch.bfloat16, device=rows.values.device)
         multiply(rows, self.weight, self.scale, out, COLUMNS, tiles=tiles)
@@ -87,5 +95,5 @@ def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
     gate, linear = scale.view(scale.shape[0], -1, 2).unbind(-1)
     unit = max(gate.amax().log2().floor().exp2().item(), _LEAST_UNIT)
     weight = in_row_order(codes, GATED_COLUMNS, gated=True)
-    factor = (linear * (unit / reach)).clamp_max(_MOST_FACTOR)
+    factor = (linear * (unit / reach)).clamp_max(_MOST_LINEAR / (MOST_A_PRODUCT * codes.shape[2]))
     return PackedExperts(weight, factor.contiguous(), (gate / unit).contiguous(), unit)

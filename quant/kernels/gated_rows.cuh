@@ -20,7 +20,8 @@ __device__ __forceinline__ float scale_of_results(float scale, float unit, int d
 // Two outputs. half: half the row's scale, twice, as to_codes is.
 __device__ __forceinline__ u32 gated(u32 gate, u32 linear, u32 gate_factor, u32 factor, u32 half, u32 to_codes) {
   const u32 x = halves_mul(halves_mul(gate, gate_factor), half);  // silu(2x) = x + x·tanh(x)
-  return halves_mul(halves_fma(x, halves_tanh(x), x), halves_mul(halves_mul(linear, factor), to_codes));
+  // In this order: a gate of next to nothing, times its part of the codes, is a number, and so is the linear part's factor.
+  return halves_mul(halves_mul(halves_fma(x, halves_tanh(x), x), to_codes), halves_mul(linear, factor));
 }
 
 // Columns 16m + 2q + e of a tile are the gates, 16m + 8 + 2q + e the linear parts of outputs 64·(m/8) + 16q + 2·(m%8) + e.

@@ -19,8 +19,11 @@ KEYS = 128
 DEPTH = 128
 """Products sum up in steps of this many: widths must be multiples of it."""
 
+MOST_A_PRODUCT = 1.1
+"""A sum of products of a normed row and a stored one is no greater, for each of the products."""
+
 WIDEST = 32768
-"""Sums of so many products of a normed row and a stored one stay within 16 bit: they are at most 1.1 a product."""
+"""Sums of so many stay within 16 bit."""
 
 UNIT = 32
 """Rows of a matrix are reordered among so many, unless it is gated."""
@@ -54,12 +57,19 @@ def packed(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [B, G, N, 128] of keys and values, any order -> the storage of `PackedContext`."""
     batch, groups, length, width = key.shape
     room = -(-length // KEYS) * KEYS
-    keys = torch.zeros(batch, groups, room, width, dtype=torch.uint8, device=key.device)
-    keys[:, :, :length] = key.view(torch.uint8)
-    order = (32 * torch.arange(room // 32, device=key.device)[:, None] + key_order(key.device)).flatten()
     values = torch.zeros(batch, groups, width, room, dtype=torch.uint8, device=key.device)
     values[..., :length] = value.view(torch.uint8)[..., feature_order(key.device)].transpose(-1, -2)
-    return keys[:, :, order].view(key.dtype), values.view(key.dtype)
+    return in_key_order(key), values.view(key.dtype)
+
+
+def in_key_order(codes: Tensor) -> Tensor:
+    """Codes [B, G, N, 128] as the keys of `PackedContext` are stored."""
+    batch, groups, length, width = codes.shape
+    room = -(-length // KEYS) * KEYS
+    rows = torch.zeros(batch, groups, room, width, dtype=torch.uint8, device=codes.device)
+    rows[:, :, :length] = codes.view(torch.uint8)
+    order = (32 * torch.arange(room // 32, device=codes.device)[:, None] + key_order(codes.device)).flatten()
+    return rows[:, :, order].view(codes.dtype)
 
 
 def row_order(*, gated: bool) -> Tensor:

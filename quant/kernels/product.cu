@@ -4,22 +4,28 @@
 // belong to one expert each fetches half of the weights for both. In a block one warp copies and two warpgroups take
 // tiles in turns, so that one multiplies while the other writes its results, which plain_rows.cuh, eight_rows.cuh or
 // gated_rows.cuh says how to. Of a tile whose lower half is nobody's, as many an expert's last is, only the upper half is
-// fetched, multiplied and written.
+// fetched and multiplied.
+// Where rows are not sorted (GATHERS) all four warps of the first warpgroup copy, each thread an eighth of every sixteenth
+// row of a step: an expert's rows are looked up in the tokens' order, and each is fetched from where it is.
 
 #define ROWS 128
 #define DEPTH 128
 #define ROWS_HALF (ROWS / 2 * DEPTH)
 #define COLUMNS_HALF (COLUMNS / 2 * DEPTH)
-#define STAGE_BYTES ((ROWS + COLUMNS) * DEPTH)
+#define WEIGHT_BYTES (COLUMNS * DEPTH)
+#define STAGE_BYTES (ROWS * DEPTH + WEIGHT_BYTES)
+#define COPYING (GATHERS ? 128 : 32)  // threads
 
+// filled: rows that are somebody's. source: where their tokens are named.
 struct Tile {
-  int row, column, expert;
-  bool shared, real, half;
+  int row, column, expert, filled, source;
+  bool shared;
+  __device__ __forceinline__ bool half() const { return filled <= ROWS / 2; }
 };
 
-// What a launch works on: each tile's expert and how many of its rows are somebody's, or `tokens` rows of one expert.
+// What a launch works on: each tile's expert and rows, or `tokens` rows of one expert.
 struct Tiles {
-  const int *expert, *filled;
+  const int *expert, *filled, *source;
   int tokens, used;
 };
 
@@ -28,16 +34,16 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const T
   const int first = item / columns * 2, mine = first + rank;
   t.row = mine * ROWS;
   t.column = item % columns;
-  t.real = mine < tiles.used;
-  int lower = 0, upper = 0, filled = tiles.tokens - t.row;
+  t.filled = min(ROWS, tiles.tokens - t.row);
+  int lower = 0, upper = 0;
   if (tiles.expert) {
     lower = uniform(tiles.expert[first]);
     upper = first + 1 < tiles.used ? uniform(tiles.expert[first + 1]) : lower;
-    filled = t.real ? uniform(tiles.filled[mine]) : 0;
+    t.filled = mine < tiles.used ? uniform(tiles.filled[mine]) : 0;
+    if (GATHERS) t.source = mine < tiles.used ? uniform(tiles.source[mine]) : 0;
   }
   t.expert = rank ? upper : lower;
   t.shared = lower == upper;
-  t.half = filled <= ROWS / 2;
   return t;
 }
 
@@ -47,6 +53,7 @@ __device__ __forceinline__ void multiply(
     Sums &acc, u64 described, u32 full, u32 freed, int steps, int &stage, int &phase, int &before, int lane) {
   for (int step = 0; step < steps; ++step) {
     barrier_wait(full + 8 * stage, phase);
+    if (GATHERS) copies_visible();
     const u64 a = described + stage * (STAGE_BYTES >> 4), b = a + (2 * ROWS_HALF >> 4);
     products_begin();
 #pragma unroll
@@ -64,14 +71,15 @@ __device__ __forceinline__ void multiply(
   }
 }
 
-// tokens: rows that there are. width: columns written; with ADDS they are added to what `out` holds, as `held` describes.
+// tokens: rows of results that there are. width: columns written; with ADDS they are added to what `out` holds, as `held` describes.
 // out_scale: of results in E4M3 (EIGHT), as is `unit`. scale [E, width], for a gated product gate_scale [E, width] besides.
-// stored: rows that each expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over.
+// stored: rows that each expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over. values and
+// token: the rows of GATHERS, in the tokens' order, and whose row a row of results is made of.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight,
     const __grid_constant__ TensorMap held, void *out, float *out_scale, const float *row_scale, const float *scale,
-    const float *gate_scale, const int *expert_of_tile, const int *filled, const int *used_tiles, int tokens, int width,
-    int stored, int steps, float unit) {
+    const float *gate_scale, const int *expert_of_tile, const int *filled, const int *source, const int *used_tiles,
+    const u8 *values, const int *token, int tokens, int width, int stored, int steps, float unit) {
   extern __shared__ u8 dynamic[];
   const u32 stages = (shared_address(dynamic) + 1023) & ~1023u;
   __shared__ alignas(8) u64 barriers[2 * STAGES];
@@ -80,7 +88,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
   const u32 rank = cluster_rank();
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
-      barrier_init(full + 8 * s, 1);
+      barrier_init(full + 8 * s, GATHERS ? 1 + COPYING : 1);
       barrier_init(empty + 8 * s, 8);  // four warps of each block
     }
     barriers_visible();
@@ -89,15 +97,19 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
   }
   cluster_sync();
   in_turn();
-  Tiles tiles = {expert_of_tile, filled, tokens, (tokens + ROWS - 1) / ROWS};
+  Tiles tiles = {expert_of_tile, filled, source, tokens, (tokens + ROWS - 1) / ROWS};
   if (expert_of_tile) tiles.used = uniform(*used_tiles);
   const int columns = stored / COLUMNS, items = (tiles.used + 1) / 2 * columns;
   const int clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
   const int team = uniform(threadIdx.x / 128);
   if (team == 0) {
-    registers_shrink<24>();
-    if (threadIdx.x < 32) {
+    registers_shrink<GATHERS ? 40 : 24>();
+    if (threadIdx.x < COPYING) {
       int stage = 0, phase = 0;
+#if GATHERS
+      const int mine = threadIdx.x / 8, eighth = threadIdx.x % 8;
+      const u32 place = mine * DEPTH + 16 * (eighth ^ mine % 8);
+#endif
       for (int item = cluster; item < items; item += clusters) {
         const Tile t = tile_of(item, columns, rank, tiles);
         const int from = t.expert * stored + t.column * COLUMNS;
@@ -108,14 +120,22 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
             prefetch_box(&held, 2 * (unit_of(t.column) + column), t.row);
         }
 #endif
+#if GATHERS
+        u32 rows_from[ROWS / 16];  // in sixteen bytes
+#pragma unroll
+        for (int i = 0; i < ROWS / 16; ++i)
+          rows_from[i] = mine + 16 * i < t.filled ? token[t.source + mine + 16 * i] * (steps * (DEPTH / 16)) + eighth : 0;
+#endif
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
           const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * ROWS_HALF, ready = full + 8 * stage;
           if (threadIdx.x == 0) {
-            barrier_expect(ready, t.half ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
+            barrier_expect(ready, GATHERS ? WEIGHT_BYTES : t.half() ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
+#if !GATHERS
             copy_box(a, &rows, ready, step * DEPTH, t.row);
-            if (!t.half) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.row + ROWS / 2);
+            if (!t.half()) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.row + ROWS / 2);
+#endif
             if (t.shared) {
               copy_box_to_all(b + rank * COLUMNS_HALF, &weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
             } else {
@@ -124,12 +144,20 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
             }
           }
           __syncwarp();
+#if GATHERS
+          const u8 *at = values + step * DEPTH;
+#pragma unroll
+          for (int i = 0; i < ROWS / 16; ++i)
+            if (i < ROWS / 32 || !t.half())
+              copy_sixteen(a + place + 16 * i * DEPTH, at + 16 * (u64)rows_from[i], mine + 16 * i >= t.filled);
+          barrier_arrive_copied(ready);
+#endif
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
     }
   } else {
-    registers_grow<240>();
+    registers_grow<GATHERS ? 232 : 240>();
     const int group = team - 1, thread = threadIdx.x % 128, lane = threadIdx.x % 32, q = lane % 4;
     const u32 freed = address_in(empty, lane % 2);
     u16 *factor = factors[group];
@@ -145,7 +173,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     for (int item = cluster + group * clusters; item < items; item += 2 * clusters) {
       const Tile t = tile_of(item, columns, rank, tiles);
       const int local = thread / 32 * 16 + lane / 4, first = t.row + local;
-      const int below = t.real ? min(t.half ? ROWS / 2 : ROWS, tokens - t.row) - local : 0;
+      // Rows of zeros that are nobody's become zeros: so the next product has less to do, in power.
+      const int below = (GATHERS && t.filled ? t.half() ? ROWS / 2 : ROWS : t.filled) - local;
 #if !GATED
       const int begin = unit_of(t.column), left = width - begin - 8 * q;
       const bool odd = MIDWAY && t.column % 2;
@@ -156,7 +185,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       // In turns: a barrier of the ring tells only the last two of its phases apart, so nobody may wait further ahead.
       meet(3 + group, 256);
       int before = stage;
-      if (t.half) {
+      if (t.half()) {
         multiply<1>(acc, described, full, freed, steps, stage, phase, before, lane);
       } else {
         multiply<2>(acc, described, full, freed, steps, stage, phase, before, lane);
@@ -177,7 +206,10 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       }
       float one[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) one[i] = row_at(i) < below ? row_scale[first + row_at(i)] : 0.0f;
+      for (int i = 0; i < 4; ++i) {
+        const int row = row_at(i);
+        one[i] = local + row < t.filled ? row_scale[GATHERS ? token[t.source + local + row] : first + row] : 0.0f;
+      }
       products_wait<0>();
       if (lane < 2) barrier_arrive_there(freed + 8 * before);
       stage += skip, phase ^= turns & 1;

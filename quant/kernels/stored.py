@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.engine.arithmetic import Context, ExpertProduct, GatedProduct, SixteenBit
+from model.engine.head import Head, HeadWeights
 from model.engine.norm import Rows
 from quant.crossover import Crossover
 from quant.kernels.eight_bit import EightBit, Matrix
@@ -75,6 +76,12 @@ class Stored:
             return Rows(self.product(rows, matrix))
         return EightBit(narrow=self.narrow).own_product(rows, matrix.eight)
 
+    def queries(self, rows: Rows, matrix: StoredMatrix, head_dim: int) -> Rows:
+        """Of rows in E4M3 for a context in E4M3 as `EightBit.queries`, else as `product`."""
+        if rows.scale is None or matrix.eight is None or not self.narrow.context:
+            return Rows(self.product(rows, matrix))
+        return _EIGHT.queries(rows, matrix.eight, head_dim)
+
     def add_product(self, h: Tensor, rows: Rows, matrix: StoredMatrix) -> None:
         """As `product` chooses."""
         rows, chosen = self._matched(rows, matrix)
@@ -106,6 +113,10 @@ class Stored:
         if not up.dtype == down.dtype == torch.float32 or (made := _EIGHT.gated(up, down)) is None:
             return None
         return made[0], StoredMatrix(made[1], None)
+
+    def head(self, weights: HeadWeights) -> Head:
+        """In 16 bit, as it is stored, but screened in E4M3."""
+        return _EIGHT.head(weights)
 
     def context(self, key: Tensor, value: Tensor, lengths: Tensor) -> Context:
         """In E4M3 with a scale per request and head, or as they are."""

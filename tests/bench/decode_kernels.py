@@ -18,14 +18,16 @@ from torch import Tensor
 from triton.testing import do_bench
 
 from model.config import PRESETS
-from model.engine.arithmetic import SixteenBit
+from model.engine.arithmetic import ExpertProduct, SixteenBit
 from model.engine.cross_attention import Tiles, cross_attention
 from model.engine.grouped import GroupedTiles, grouped_product
-from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import Choice, ExpertTiles, choose, norm_dispatch
+from model.engine.norm import Rows, add_norm
+from model.engine.routing import Choice, Router, choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.self_attention import self_attention
+from quant.kernels.attention import QUERY_ROOM
 from quant.kernels.eight_bit import EightBit
+from quant.kernels.rows import round_rows_to_eight
 from quant.primitives import E4M3
 
 CONFIG = PRESETS["moe-4b"]
@@ -62,28 +64,30 @@ def ceilings() -> Iterator[Case]:
             yield f"fp8 {SUSTAINED} linear {rows}x{wide}x{out}", work, "TFLOP", call
 
 
-def choice(h: Tensor, router: Tensor) -> Choice:
-    """The experts of each row."""
-    return choose(h, 1e-6, router, torch.zeros(CONFIG.n_experts, device="cuda"), CONFIG.experts_per_token, 1)
+def router() -> Router:
+    """A random one."""
+    weight = randn(CONFIG.n_experts, D, std=D**-0.5)
+    return Router(weight, torch.zeros(CONFIG.n_experts, device="cuda"), CONFIG.experts_per_token, 1)
 
 
-def routed(batch: int, eight: bool) -> tuple[Rows, ExpertTiles, Mixed, float]:
-    """Rows of one level sorted by expert, their tiles, outputs to mix, how many."""
+def routed(first: ExpertProduct, batch: int) -> tuple[Rows, Choice, float]:
+    """Rows of one level as the product wants them, how they are chosen, and how many an expert has to multiply."""
     h, ones = randn(batch * WIDTH, D), torch.ones(D, device="cuda", dtype=torch.bfloat16)
-    who = choice(h, randn(CONFIG.n_experts, D, std=D**-0.5))
-    placed, way = norm_dispatch(h, ones, 1e-6, who, eight=eight)
-    results = Rows(randn(way.tiles.rows, D))
-    if eight:
-        results = Rows(results.values.to(E4M3), torch.ones(way.tiles.rows, device="cuda"))
-    return placed, way.tiles, Mixed(results, way.position, way.share), batch * WIDTH * 4.0
+    choice = choose(h, 1e-6, router())
+    if first.gathers:
+        rows = add_norm(h, None, ones, 1e-6, eight=True)
+    else:
+        rows = norm_dispatch(h, ones, 1e-6, choice, eight=first.eight)
+    return rows, choice, batch * WIDTH * 4.0
 
 
 def experts(batch: int, sweep: bool) -> Iterator[Case]:
     """Grouped products, up with its gate and down, in both formats."""
     up, down = randn(54, 2 * INNER, D, std=D**-0.5), randn(54, D, INNER, std=INNER**-0.5)
     for arithmetic in (SixteenBit(), EightBit()):
-        placed, tiles, _, rows = routed(batch, arithmetic.eight)
         first, second = arithmetic.experts(up, down)
+        placed, choice, rows = routed(first, batch)
+        tiles = choice.tiles
         inner = first.product(placed, tiles)
         yield (
             f"{arithmetic.name} experts up", rows * 2 * D * 2 * INNER / 1e12, "TFLOP",
@@ -94,14 +98,14 @@ def experts(batch: int, sweep: bool) -> Iterator[Case]:
             lambda a=inner, m=second, e=tiles: m.product(a, e),
         )  # fmt: skip
         for columns, warps, stages in ((256, 8, 4), (128, 8, 4), (128, 4, 4)) if sweep and not arithmetic.eight else ():
-            choice, title = GroupedTiles(columns, 128, warps, stages), f"{columns}/128/w{warps}/s{stages}"
+            cut, title = GroupedTiles(columns, 128, warps, stages), f"{columns}/128/w{warps}/s{stages}"
             yield (
                 f"{arithmetic.name} experts up {title}", rows * 2 * D * 2 * INNER / 1e12, "TFLOP",
-                lambda t=choice, a=placed, m=first, e=tiles: grouped_product(a, m, e, gated=True, tiles=t),
+                lambda t=cut, a=placed, m=first, e=tiles: grouped_product(a, m, e, gated=True, tiles=t),
             )  # fmt: skip
             yield (
                 f"{arithmetic.name} experts down {title}", rows * 2 * D * INNER / 1e12, "TFLOP",
-                lambda t=choice, a=inner, m=second, e=tiles: grouped_product(a, m, e, tiles=t),
+                lambda t=cut, a=inner, m=second, e=tiles: grouped_product(a, m, e, tiles=t),
             )  # fmt: skip
         if not arithmetic.eight:
             each = tiles.rows // 54 // 128 * 128
@@ -130,7 +134,8 @@ def attention(batch: int, sweep: bool) -> Iterator[Case]:
         tilings += [Tiles(*choice) for choice in more]
     for arithmetic in (SixteenBit(), EightBit()):
         context = arithmetic.context(key, key, lengths)
-        yield f"{arithmetic.name} cross attention", work, "TFLOP", lambda c=context: c.attend(q, WIDTH, HEADS)
+        asked = round_rows_to_eight(q, QUERY_ROOM) if arithmetic.eight else Rows(q)
+        yield f"{arithmetic.name} cross attention", work, "TFLOP", lambda c=context, a=asked: c.attend(a, WIDTH, HEADS)
         for t in () if arithmetic.eight else tilings:
             yield (
                 f"{arithmetic.name} cross attention {t.queries}/{t.keys}/w{t.warps}/s{t.stages}", work, "TFLOP",
@@ -145,13 +150,16 @@ def rows(batch: int) -> Iterator[Case]:
     first, qkv = randn(batch, 3 * D), randn(tokens, 3 * D)
     parent = torch.randint(0, WIDTH, (tokens,), device="cuda")
     one = tokens * D / 1e9
-    router = randn(CONFIG.n_experts, D, std=D**-0.5)
-    who = choice(h, router)
-    yield "choose experts", one * 2, "GB", lambda: choice(h, router)
+    asked = router()
+    who = choose(h, 1e-6, asked)
+    yield "choose experts", one * 2, "GB", lambda: choose(h, 1e-6, asked)
     for eight in (False, True):
         name, wide = ("fp8", 1) if eight else ("bf16", 2)
         yield f"{name} norm", one * (2 + wide), "GB", lambda e=eight: add_norm(h, None, ones, 1e-6, eight=e)
-        mixed = routed(batch, eight)[2]
+        outer = Rows(randn(who.tiles.rows, D))
+        if eight:
+            outer = Rows(outer.values.to(E4M3), torch.ones(who.tiles.rows, device="cuda"))
+        mixed = who.mixed(outer)
         yield f"{name} mix, norm", one * (12 + wide), "GB", lambda e=eight, m=mixed: add_norm(h, m, ones, 1e-6, eight=e)
         yield (
             f"{name} norm, dispatch", one * (2 + 4 * wide), "GB",

@@ -64,7 +64,7 @@ def product(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     values = rows if isinstance(rows, Tensor) else rows.values
     tokens, wide = values.shape
     width = (out if isinstance(out, Tensor) else out.values).shape[-1]
-    title = "head" if width == config.codebook_size else f"linear {wide}→{width}"
+    title = f"linear {wide}→{width}"
     read = moved(values, None if isinstance(rows, Tensor) else rows.scale, matrix, out)
     return Work(title, 2.0 * tokens * wide * width, read, is_eight(matrix))
 
@@ -80,8 +80,10 @@ def cross(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Scores and mixing over keys that a request's beams share; one beam reads keys that are values once."""
     q, context = given["q"], given["self"]
     length = context.key.shape[2]
-    flop = 4.0 * q.shape[0] * length * config.d_model
-    read = context.key if given["beams"] == 1 and getattr(context, "one", False) else context
+    flop = 4.0 * q.values.shape[0] * length * config.d_model
+    read: object = context
+    if hasattr(context, "value_rows"):  # which are the keys where those are the values
+        read = (context.key, context.value_rows if given["beams"] == 1 else context.value)
     return Work("cross attention", flop, moved(q, read, out), is_eight(context))
 
 
@@ -97,13 +99,17 @@ def own(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 def norm(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     """Reads h and what is to be added, writes h and the normalised rows."""
     h, mixed = given["h"], given["mixed"]
-    rows, d = h.shape
-    one = float(rows * d)
-    byte = one * h.element_size() * (1 if mixed is None else 2)
-    if mixed is not None:  # experts' outputs: each row of h gathers its own
-        byte += one * mixed.position.shape[1] * mixed.rows.values.element_size() + moved(mixed.position, mixed.share)
-    byte += one * out.values.element_size()
+    byte = _summed(h, mixed) + float(h.numel() * out.values.element_size())
     return Work("norm" if mixed is None else "mix experts and norm", 0.0, byte, False)
+
+
+def _summed(h: Tensor, mixed: Any) -> float:
+    """h is read, and with experts' outputs, of which each row gathers its own, written."""
+    one = float(h.numel())
+    if mixed is None:
+        return one * h.element_size()
+    gathered = one * mixed.share.shape[1] * mixed.rows.values.element_size()
+    return 2 * one * h.element_size() + gathered + moved(mixed.chosen, mixed.share)
 
 
 def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -112,9 +118,10 @@ def grouped(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     gated = matrix.gated
     wide, written = matrix.weight.shape[2], out.values.shape[1]
     width = 2 * written if gated else written
-    row_bytes = wide * matrix.weight.element_size() + written * out.values.element_size()
+    read = given["rows"].values.shape[0] if matrix.gathers else rows  # each row once, by whichever experts
+    byte = float(read * wide * matrix.weight.element_size() + rows * written * out.values.element_size())
     title = f"experts {'up' if gated else 'down'}"
-    return Work(title, 2.0 * rows * wide * width, moved(matrix) + rows * row_bytes, is_eight(matrix))
+    return Work(title, 2.0 * rows * wide * width, moved(matrix) + byte, is_eight(matrix))
 
 
 def gated_all(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -127,24 +134,30 @@ def gated_all(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
 
 
 def chosen(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads h, writes who was chosen; the router's product is in 16 bit."""
-    h, router = given["h"], given["router"]
-    byte = moved(h, router, out)
+    """Reads h, writes who was chosen with which share, and whose each row is; the router's product is in 16 bit."""
+    h, router = given["h"], given["router"].weight
+    byte = moved(h, router, out.chosen, out.share) + 4.0 * out.share.numel()
     return Work("choose experts", 2.0 * h.shape[0] * router.numel(), byte, False)
 
 
 def dispatched(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads h and who was chosen, writes each row for each of its experts, with its scales, and where it went."""
-    h, choice, (rows, way) = given["h"], given["choice"], out
-    row = rows.values.shape[1] * rows.values.element_size()
-    row += 0 if rows.scale is None else rows.scale.element_size()
-    copies = float(way.position.numel() * row)
-    return Work("norm and dispatch", 0.0, moved(h, choice.chosen, way.position, way.tiles) + copies, False)
+    """Reads h and who was chosen, writes each row for each of its experts, with its scales."""
+    h, choice = given["h"], given["choice"]
+    row = out.values.shape[1] * out.values.element_size()
+    row += 0 if out.scale is None else out.scale.element_size()
+    return Work("norm and dispatch", 0.0, moved(h, choice.chosen) + float(choice.share.numel() * row), False)
 
 
-def selected(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
-    """Reads every logit once."""
-    return Work("select beams", 0.0, moved(given["logits"], given["scores"], out), False)
+def headed(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
+    """The last sums and norm, every logit, which is written and read in 16 bit, and the beams chosen by them."""
+    head, h, scores = given["self"], given["h"], given["scores"]
+    matrix = head.weights.matrix
+    codes, d = matrix.shape
+    eight = hasattr(head, "screens") and bool(head.screens(h.shape[0], given["k"]))
+    stored = head.packed.weight if eight else matrix
+    byte = _summed(h, given["pending"]) + moved(stored, scores, out)
+    byte += 2.0 * h.numel() * stored.element_size() + 4.0 * h.shape[0] * codes
+    return Work("head and selection", 2.0 * h.shape[0] * codes * d, byte, eight)
 
 
 def gate(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
@@ -157,24 +170,26 @@ CALLS: dict[str, Count] = {
     "add_norm": norm,
     "choose": chosen,
     "norm_dispatch": dispatched,
-    "select_beams": selected,
     "swiglu": gate,
 }
-"""By their names in `model.engine.decode`; dense products are caught at the arithmetic and at `functional.linear`."""
+"""By their names in `model.engine.decode`; dense products are caught at the arithmetic."""
 
-METHODS: dict[str, Count] = {"attend": cross, "product": grouped, "of_all": gated_all}
-"""Of the contexts and of the experts' matrices, which bring their kernels with them."""
+METHODS: dict[str, Count] = {"attend": cross, "product": grouped, "of_all": gated_all, "best": headed}
+"""Of contexts, experts' matrices and heads, which bring their kernels with them."""
 
 
 def methods() -> Iterator[tuple[type, str]]:
     """Every class of the engine that has one of METHODS, with its name."""
     from model.engine.cross_attention import ContextRows
     from model.engine.grouped import ExpertMatrix
+    from model.engine.head import PlainHead
     from quant.kernels.attention import PackedContext
     from quant.kernels.experts import PackedExperts
+    from quant.kernels.screened_head import ScreenedHead
 
     yield from ((ContextRows, "attend"), (PackedContext, "attend"))
     yield from ((ExpertMatrix, "product"), (PackedExperts, "product"), (PackedExperts, "of_all"))
+    yield from ((PlainHead, "best"), (ScreenedHead, "best"))
 
 
 def missing(module: object) -> list[str]:

@@ -211,8 +211,8 @@ class Recorder:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = dict(bound.arguments)
-            if call.__name__ == "norm_dispatch":
-                self._tokens = out[1].position.numel()
+            if call.__name__ == "choose":
+                self._tokens = out.share.numel()
             given["real_rows"] = self._tokens
             self.calls.append((counted(count, self._config, given, out, call.__name__), began, ended))
             return out
@@ -224,24 +224,9 @@ class Recorder:
     @contextlib.contextmanager
     def patched(self, decoder: Any) -> Iterator[None]:
         """The engine's module and this decoder's arithmetic with events around everything known."""
-        from torch.nn import functional
-
         from model.engine import decode as module
 
-        def linear(rows: Any, matrix: Any) -> Any:
-            return functional.linear(rows, matrix)
-
-        class Functional:
-            """`torch.nn.functional` as the engine's module sees it."""
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(functional, name)
-
-        seen = Functional()
-        seen.linear = self.around(product, linear)  # type: ignore[attr-defined]
         kept = {name: getattr(module, name) for name in CALLS if hasattr(module, name)}
-        if hasattr(module, "functional"):
-            kept["functional"] = module.functional
         kernels = [(owner, name, getattr(owner, name)) for owner, name in methods()]
         arithmetic = decoder.arithmetic
 
@@ -253,6 +238,7 @@ class Recorder:
 
         watched = Watched()
         watched.product = self.around(product, arithmetic.product)  # type: ignore[attr-defined]
+        watched.queries = self.around(product, arithmetic.queries)  # type: ignore[attr-defined]
         watched.own_product = self.around(product, arithmetic.own_product)  # type: ignore[attr-defined]
         watched.add_product = self.around(added, arithmetic.add_product)  # type: ignore[attr-defined]
         try:
@@ -261,7 +247,6 @@ class Recorder:
                     setattr(module, name, self.around(count, kept[name]))
             for owner, name, call in kernels:
                 setattr(owner, name, self.around(METHODS[name], call))
-            module.functional = seen  # type: ignore[assignment]
             decoder.arithmetic = watched
             yield
         finally:

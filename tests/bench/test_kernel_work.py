@@ -15,13 +15,13 @@ from kernel_work import (
     gate,
     gated_all,
     grouped,
+    headed,
     is_eight,
     missing,
     moved,
     norm,
     own,
     product,
-    selected,
 )
 
 from model.config import OneRecConfig
@@ -50,7 +50,6 @@ def test_a_dense_product() -> None:
     eight = {"rows": Rows(half(20, 256).to(E4M3), torch.ones(20)), "matrix": half(768, 256).to(E4M3)}
     work = product(CONFIG, eight, half(20, 768))
     assert (work.eight, work.byte) == (True, 20 * 256 + 4 * 20 + 768 * 256 + 2 * 20 * 768)
-    assert product(CONFIG, {"rows": half(3, 256), "matrix": half(1024, 256)}, half(3, 1024)).name == "head"
     assert product(CONFIG, eight, Rows(half(20, 768).to(E4M3), torch.ones(20))).byte == work.byte - 20 * 768 + 4 * 20
 
 
@@ -64,7 +63,7 @@ def test_a_product_that_is_added_reads_what_it_is_added_to() -> None:
 def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
     key = half(2, 4, 100, 64)
     context = SimpleNamespace(key=key)
-    work = cross(CONFIG, {"q": half(16, 256), "self": context, "beams": 8}, half(16, 256))
+    work = cross(CONFIG, {"q": Rows(half(16, 256)), "self": context, "beams": 8}, half(16, 256))
     assert work.flop == 4 * 16 * 100 * 256
 
     @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def test_cross_attention_reads_a_context_once_for_all_its_beams() -> None:
         key: torch.Tensor
         value: torch.Tensor
 
-    work = cross(CONFIG, {"q": half(16, 256), "self": Context(key, key), "beams": 8}, half(16, 256))
+    work = cross(CONFIG, {"q": Rows(half(16, 256)), "self": Context(key, key), "beams": 8}, half(16, 256))
     assert work.byte == 2 * (16 * 256 + key.numel() + 16 * 256)
 
 
@@ -86,18 +85,20 @@ def test_self_attention_reads_two_thirds_of_the_past() -> None:
 def test_norm_reads_and_writes_the_residual() -> None:
     h, one = half(10, 256), 10 * 256 * 2
     assert norm(CONFIG, {"h": h, "mixed": None}, Rows(half(10, 256))).byte == 2 * one
-    mixed = SimpleNamespace(rows=Rows(half(99, 256)), position=torch.zeros(10, 4), share=torch.zeros(10, 4))
+    mixed = SimpleNamespace(rows=Rows(half(99, 256)), chosen=torch.zeros(10, 3), share=torch.zeros(10, 4))
     work = norm(CONFIG, {"h": h, "mixed": mixed}, Rows(half(10, 256)))
-    assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 2 * 160 + one)
+    assert (work.name, work.byte) == ("mix experts and norm", 2 * one + 4 * one + 120 + 160 + one)
 
 
 def test_experts_are_asked_for_the_rows_that_are_somebodys() -> None:
-    matrix = SimpleNamespace(weight=half(5, 512, 256), gated=True)
-    given = {"self": matrix, "real_rows": 40}
+    matrix = SimpleNamespace(weight=half(5, 512, 256), gated=True, gathers=False)
+    given = {"self": matrix, "real_rows": 40, "rows": Rows(half(10, 256))}
     work = grouped(CONFIG, given, Rows(half(384, 256)))
     assert (work.name, work.flop) == ("experts up", 2 * 40 * 256 * 512)
     assert work.byte == 40 * (256 * 2 + 256 * 2)  # a namespace is no dataclass, so its matrices are not found
-    given["self"] = SimpleNamespace(weight=half(5, 512, 256), gated=False)
+    matrix.gathers = True  # each row is read once, by whichever experts
+    assert grouped(CONFIG, given, Rows(half(384, 256))).byte == 10 * 256 * 2 + 40 * 256 * 2
+    given["self"] = SimpleNamespace(weight=half(5, 512, 256), gated=False, gathers=False)
     assert grouped(CONFIG, given, Rows(half(384, 512))).name == "experts down"
 
 
@@ -110,22 +111,33 @@ def test_a_gated_product_writes_half_of_what_it_computes() -> None:
 
 
 def test_what_is_bound_by_memory() -> None:
-    assert selected(CONFIG, {"logits": half(10, 1024), "scores": torch.zeros(2, 5)}, ()).byte == 2 * 10240 + 40
     assert gate(CONFIG, {"x": half(10, 512), "eight": False}, Rows(half(10, 256))).byte == 2 * (5120 + 2560)
 
 
 def test_the_way_to_the_experts() -> None:
     h, one, who = half(10, 256), 10 * 256 * 2, torch.zeros(10, 3, dtype=torch.int32)
-    out = (who, torch.zeros(10, 4))
-    work = chosen(CONFIG, {"h": h, "router": half(53, 256)}, out)
+    choice = SimpleNamespace(chosen=who, share=torch.zeros(10, 4))
+    work = chosen(CONFIG, {"h": h, "router": SimpleNamespace(weight=half(53, 256))}, choice)
     assert (work.name, work.flop, work.eight) == ("choose experts", 2 * 10 * 53 * 256, False)
-    assert work.byte == one + 53 * 512 + 120 + 160
-    way = SimpleNamespace(position=torch.zeros(10, 4, dtype=torch.int32), tiles=torch.zeros(7))
-    given = {"h": h, "choice": SimpleNamespace(chosen=who)}
-    work = dispatched(CONFIG, given, (Rows(half(640, 256)), way))
-    assert (work.name, work.byte) == ("norm and dispatch", one + 120 + 160 + 28 + 4 * one)
+    assert work.byte == one + 53 * 512 + 120 + 160 + 160
+    given = {"h": h, "choice": choice}
+    work = dispatched(CONFIG, given, Rows(half(640, 256)))
+    assert (work.name, work.byte) == ("norm and dispatch", one + 120 + 4 * one)
     eight = Rows(half(640, 256).to(E4M3), torch.ones(640))
-    assert dispatched(CONFIG, given, (eight, way)).byte == one + 120 + 160 + 28 + 40 * (256 + 4)
+    assert dispatched(CONFIG, given, eight).byte == one + 120 + 40 * (256 + 4)
+
+
+def test_a_head_writes_and_reads_every_logit() -> None:
+    h, scores, matrix = half(10, 256), torch.zeros(2, 5), half(1024, 256)
+    plain = SimpleNamespace(weights=SimpleNamespace(matrix=matrix))
+    given = {"self": plain, "h": h, "pending": None, "scores": scores, "k": 4}
+    work = headed(CONFIG, given, ())
+    assert (work.flop, work.eight) == (2 * 10 * 1024 * 256, False)
+    assert work.byte == 3 * 5120 + 1024 * 512 + 40 + 2 * 2 * 10240
+    packed = SimpleNamespace(weight=matrix.to(E4M3))
+    given["self"] = SimpleNamespace(weights=plain.weights, packed=packed, screens=lambda rows, k: rows > k)
+    work = headed(CONFIG, given, ())
+    assert (work.eight, work.byte) == (True, 5120 + 2 * 2560 + 1024 * 256 + 40 + 2 * 2 * 10240)
 
 
 def test_a_tensor_that_is_met_twice_is_moved_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 pytest.importorskip("triton")
@@ -13,8 +14,8 @@ from model.config import OneRecConfig
 from model.context import ContextKV
 from model.engine.arithmetic import SixteenBit
 from model.engine.decode import Decoder
-from model.engine.norm import add_norm
-from model.engine.routing import choose, norm_dispatch
+from model.engine.norm import Rows, add_norm
+from model.engine.routing import Choice, Router, choose, norm_dispatch
 from model.engine.select import select_beams
 from model.engine.weights import weights_of
 from model.onerec import OneRecV2
@@ -56,37 +57,50 @@ def test_every_row_comes_to_its_experts_tiles(
     h = torch.randn(tokens, d, device="cuda").bfloat16()
     gamma, router = (torch.randn(n, d, device="cuda").mul(d**-0.5).bfloat16() for n in (1, experts))
     gamma, bias = 1 + gamma[0], torch.randn(experts, device="cuda") * 0.1
-    expected = add_norm(h, None, gamma, 1e-6, eight=eight)
-    choice = choose(h, 1e-6, router * gamma, bias, top_k, shared)
-    placed, way = norm_dispatch(h, gamma, 1e-6, choice, eight=eight)
-    tile = (way.position // 128).long()
-    slots = way.tiles.expert[tile].long()
+    choice = choose(h, 1e-6, Router(router * gamma, bias, top_k, shared))
+    agree_with_float64(choice, h, gamma, router, bias)
+    normed, expected = norm_dispatch(h, gamma, 1e-6, choice, eight=eight), add_norm(h, None, gamma, 1e-6, eight=eight)
+    for place in choice.places.unbind(1):
+        scale = None if normed.scale is None else normed.scale[place]
+        nearly_equal(Rows(normed.values[place], scale), expected)
+
+
+def agree_with_float64(choice: Choice, h: Tensor, gamma: Tensor, router: Tensor, bias: Tensor) -> None:
+    """The best experts are chosen, with their shares; each token has a row of its own in a tile of each of them."""
+    (tokens, d), (_, top_k), shared, tiles = h.shape, choice.chosen.shape, choice.shared, choice.tiles
+    tile = choice.places // 128
+    slots = tiles.expert[tile].long()
     assert torch.equal(slots[:, :shared], torch.arange(shared, device="cuda").expand(tokens, -1))
     affinity = (functional.rms_norm(h.double(), (d,), gamma.double(), 1e-6) @ router.double().t()).sigmoid()
     rank, chosen = affinity + bias, slots[:, shared:] - shared
     assert bool((rank.gather(1, chosen) >= rank.topk(top_k).values - 0.005).all())
     share = affinity.gather(1, chosen)
-    torch.testing.assert_close(way.share[:, shared:].double(), share / share.sum(1, True), rtol=0.01, atol=0.01)
-    assert bool((way.share[:, :shared] == 1).all())
-    used = int(way.tiles.used)
-    assert way.position.unique().numel() == way.position.numel()
-    assert torch.equal(way.tiles.filled[:used].long(), tile.flatten().bincount(minlength=used))
-    assert bool((way.position % 128 < way.tiles.filled[tile]).all())
-    for place in way.position.long().unbind(1):
-        values, reference = placed.values[place].float(), expected.values.float()
-        if placed.scale is not None and expected.scale is not None:
-            values, reference = values * placed.scale[place, None], reference * expected.scale[:, None]
-            usual = values.square().mean(1).sqrt() / placed.scale[place]
-            torch.testing.assert_close(usual, torch.full_like(usual, 0.75), rtol=2**-6, atol=0.0)
-        # rows are summed in another order: now and then a number is rounded the other way
-        torch.testing.assert_close(values, reference, rtol=0.15 if eight else 0.01, atol=1e-3)
-        assert float((values != reference).float().mean()) < 0.01 or eight
+    torch.testing.assert_close(choice.share[:, shared:].double(), share / share.sum(1, True), rtol=0.01, atol=0.01)
+    assert bool((choice.share[:, :shared] == 1).all())
+    used = int(tiles.used)
+    assert choice.places.unique().numel() == choice.places.numel()
+    assert torch.equal(tiles.filled[:used].long(), tile.flatten().bincount(minlength=used))
+    assert bool((choice.places % 128 < tiles.filled[tile]).all())
+    named = tiles.token[(tiles.source[tile] + choice.places % 128).long()]
+    assert torch.equal(named.long(), torch.arange(tokens, device="cuda")[:, None].expand_as(named))
+
+
+def nearly_equal(rows: Rows, expected: Rows) -> None:
+    """Rows are summed in another order: now and then a number is rounded the other way."""
+    values, reference = rows.values.float(), expected.values.float()
+    eight = rows.scale is not None
+    if rows.scale is not None and expected.scale is not None:
+        values, reference = values * rows.scale[:, None], reference * expected.scale[:, None]
+        usual = values.square().mean(1).sqrt() / rows.scale
+        torch.testing.assert_close(usual, torch.full_like(usual, 0.75), rtol=2**-6, atol=0.0)
+    torch.testing.assert_close(values, reference, rtol=0.15 if eight else 0.01, atol=1e-3)
+    assert float((values != reference).float().mean()) < 0.01 or eight
 
 
 def test_of_equal_experts_the_first_are_chosen() -> None:
     h = torch.randn(70, 256, device="cuda").bfloat16()
     router = torch.randn(1, 256, device="cuda").bfloat16().expand(53, -1).contiguous()
-    choice = choose(h, 1e-6, router, torch.zeros(53, device="cuda"), 3, 1)
+    choice = choose(h, 1e-6, Router(router, torch.zeros(53, device="cuda"), 3, 1))
     chosen = choice.chosen % choice.begin.shape[0]
     assert torch.equal(chosen, torch.arange(3, device="cuda", dtype=torch.int32).expand(70, -1))
 

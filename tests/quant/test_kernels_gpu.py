@@ -9,8 +9,9 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
+from model.engine.arithmetic import ExpertProduct
 from model.engine.norm import Mixed, Rows, add_norm
-from model.engine.routing import Route, choose, norm_dispatch
+from model.engine.routing import Choice, Router, choose, norm_dispatch
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from quant.kernels.dense import PackedMatrix, fits_dense
@@ -39,11 +40,14 @@ def as_float64(rows: Rows) -> Tensor:
     return rows.values.double() if rows.scale is None else rows.values.double() * rows.scale[:, None].double()
 
 
-def dispatched(h: Tensor, gamma: Tensor, experts: int, top_k: int) -> tuple[Rows, Route]:
-    """Rows at the places of one shared expert, the tokens in order, and of those that a random router chooses."""
-    router, bias = randn(experts, h.shape[1], seed=3, std=h.shape[1] ** -0.5), torch.zeros(experts, device="cuda")
-    choice = choose(h, 1e-6, router * gamma, bias, top_k, 1)
-    return norm_dispatch(h, gamma, 1e-6, choice, eight=True)
+def routed(first: ExpertProduct, h: Tensor, gamma: Tensor, experts: int, top_k: int) -> tuple[Rows, Choice]:
+    """Rows as the product wants them, for a shared expert and those that a random router chooses."""
+    weight, bias = randn(experts, h.shape[1], seed=3, std=h.shape[1] ** -0.5), torch.zeros(experts, device="cuda")
+    router = Router(weight * gamma, bias, top_k, 1)
+    choice = choose(h, 1e-6, router)
+    if first.gathers:
+        return add_norm(h, None, gamma, 1e-6, eight=True), choice
+    return norm_dispatch(h, gamma, 1e-6, choice, eight=True), choice
 
 
 @pytest.mark.parametrize("d", [256, 1408, 3584])
@@ -53,10 +57,11 @@ def test_norm_rounds_the_sum_to_8_bit(d: int, narrow: bool) -> None:
     if narrow:
         experts = Rows(experts.values.to(E4M3), torch.rand(90, device="cuda"))
     position = torch.randint(0, 90, (77, 3), device="cuda", dtype=torch.int32)
+    begin = torch.zeros(1, device="cuda", dtype=torch.int32)
     share = torch.rand(77, 3, device="cuda")
     summed = h.double() + (as_float64(experts)[position.long()] * share[..., None].double()).sum(1)
     expected = functional.rms_norm(summed.bfloat16().double(), (d,), gamma.double(), 1e-6)
-    mixed = Mixed(experts, position, share)
+    mixed = Mixed(experts, position, begin, share, 0)
     assert sqnr_db(expected, wide(add_norm(h.clone(), mixed, gamma, 1e-6, eight=True), 77)) > 30.0
     assert sqnr_db(expected, add_norm(h, mixed, gamma, 1e-6).values) > 45.0
 
@@ -91,18 +96,18 @@ def test_row_wise_product(rows: int, k: int, n: int) -> None:
 def test_experts_agree_with_float64(tokens: int, experts: int, d: int, inner: int, narrow: bool) -> None:
     up = randn(experts + 1, 2 * inner, d, seed=1, std=d**-0.5)
     down = randn(experts + 1, d, inner, seed=2, std=inner**-0.5)
-    placed, way = dispatched(randn(tokens, d, seed=4), randn(d, seed=5), experts, 3)
     first, second = EightBit(narrow=Narrow(results=narrow)).experts(up, down)
-    inner_rows = first.product(placed, way.tiles)
-    results = second.product(inner_rows, way.tiles)
-    got = (as_float64(results)[way.position.long()] * way.share[..., None].double()).sum(1)
-    exact, source = torch.zeros(tokens, d, dtype=torch.float64, device="cuda"), wide(placed, tokens)
-    chosen = way.tiles.expert[(way.position // 128).long()]
+    rows, choice = routed(first, randn(tokens, d, seed=4), randn(d, seed=5), experts, 3)
+    inner_rows = first.product(rows, choice.tiles)
+    results = second.product(inner_rows, choice.tiles)
+    got = (as_float64(results)[choice.places] * choice.share[..., None].double()).sum(1)
+    exact, source = torch.zeros(tokens, d, dtype=torch.float64, device="cuda"), wide(rows, tokens)
+    chosen = choice.tiles.expert[choice.places // 128]
     for expert in range(experts + 1):
         token, slot = (chosen == expert).nonzero(as_tuple=True)
         gate, linear = (source[token] @ up[expert].double().t()).chunk(2, dim=1)
         part = functional.silu(gate) * linear @ down[expert].double().t()
-        exact.index_add_(0, token, part * way.share[token, slot, None].double())
+        exact.index_add_(0, token, part * choice.share[token, slot, None].double())
     assert sqnr_db(exact, got) > (24.0 if narrow else 25.0)
 
 
@@ -111,10 +116,10 @@ def test_experts_without_gates_give_zeros_and_nothing_to_the_others(dead: slice)
     d, inner = 256, 256
     up, down = randn(4, 2 * inner, d, seed=2, std=d**-0.5), randn(4, d, inner, seed=3, std=inner**-0.5)
     up[dead, :inner] = 0.0
-    placed, way = dispatched(randn(300, d, seed=1), torch.ones(d, device="cuda", dtype=torch.bfloat16), 3, 2)
     first, second = EIGHT.experts(up, down)
-    out = as_float64(second.product(first.product(placed, way.tiles), way.tiles))[way.position.long()]
-    expert = way.tiles.expert[(way.position // 128).long()]
+    rows, choice = routed(first, randn(300, d, seed=1), torch.ones(d, device="cuda", dtype=torch.bfloat16), 3, 2)
+    out = as_float64(second.product(first.product(rows, choice.tiles), choice.tiles))[choice.places]
+    expert = choice.tiles.expert[choice.places // 128]
     gone = torch.zeros(4, dtype=torch.bool, device="cuda")
     gone[dead] = True
     assert not bool(out[gone[expert]].abs().sum())
@@ -134,10 +139,10 @@ def test_a_matrix_of_zeros_gives_zeros_in_8_bit() -> None:
 def test_experts_make_zeros_of_zeros() -> None:
     d, inner = 256, 256
     h = torch.zeros(40, d, device="cuda", dtype=torch.bfloat16)
-    placed, way = dispatched(h, torch.ones_like(h[0]), 3, 2)
     first, second = EIGHT.experts(randn(4, 2 * inner, d, seed=2), randn(4, d, inner, seed=3))
-    out = second.product(first.product(placed, way.tiles), way.tiles)
-    assert not bool(out.values[way.position.long()].float().abs().sum())
+    rows, choice = routed(first, h, torch.ones_like(h[0]), 3, 2)
+    out = second.product(first.product(rows, choice.tiles), choice.tiles)
+    assert not bool(out.values[choice.places].float().abs().sum())
 
 
 @pytest.mark.parametrize(("rows", "d", "inner"), [(2048, 1408, 5632), (130, 256, 384), (28, 1792, 6784)])
@@ -190,7 +195,7 @@ def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool,
         attn_mask=mask,
     )
     exact = exact.transpose(1, 2).reshape(batch * beams, -1)
-    got = EIGHT.context(key, value, lengths).attend(q, beams, heads)
+    got = EIGHT.context(key, value, lengths).attend(Rows(q), beams, heads)
     assert sqnr_db(exact, wide(got, batch * beams)) > 20.0
 
 
@@ -203,7 +208,7 @@ def test_flat_and_sharp_attention_agree_with_float64(strength: float, least_db: 
     mask = (torch.arange(length, device="cuda") < lengths)[None, None, None]
     queries = q.double().view(batch, beams, heads, 128).transpose(1, 2)
     exact = functional.scaled_dot_product_attention(queries, key.double(), value.double(), attn_mask=mask)
-    got = EIGHT.context(key, value, lengths).attend(q, beams, heads)
+    got = EIGHT.context(key, value, lengths).attend(Rows(q), beams, heads)
     assert sqnr_db(exact.transpose(1, 2).reshape(batch * beams, -1), wide(got, batch * beams)) > least_db
 
 
