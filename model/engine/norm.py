@@ -113,13 +113,20 @@ def _add_norm(
 ):  # fmt: skip
     in_turn()
     row = from_the_last().to(tl.int64)
-    x = row_at(h, row, D, CHUNK)
+    sources: tl.tuple = ()
+    weights: tl.tuple = ()
     for j in tl.static_range(SHARED + TOP_K):
-        source = expert_place(chosen, begin, row, j, padded, TOP_K, SHARED, WIDTH).to(tl.int64)
+        sources += (expert_place(chosen, begin, row, j, padded, TOP_K, SHARED, WIDTH).to(tl.int64),)
         weight = tl.load(share + row * (SHARED + TOP_K) + j)
         if experts_scale is not None:
-            weight *= tl.load(experts_scale + source)
-        x = plus(x, weight, row_at(experts, source, D, CHUNK))
+            weight *= tl.load(experts_scale + sources[j])
+        weights += (weight,)
+    x: tl.tuple = ()
+    for start in tl.static_range(0, D, CHUNK):
+        part = chunk_at(h, row, start, D, CHUNK)
+        for j in tl.static_range(SHARED + TOP_K):
+            part += weights[j] * chunk_at(experts, sources[j], start, D, CHUNK)
+        x += (part,)
     if SHARED + TOP_K > 0:
         store_row(h, row, x, 1.0, D, CHUNK)
     y, factor, s = normalised(x, gamma, eps, D, CHUNK, values.dtype.element_ty)
@@ -152,18 +159,15 @@ def row_at(rows, row, D: tl.constexpr, CHUNK: tl.constexpr):
     """A row of a matrix in float32, in chunks, zeros behind its end."""
     x: tl.tuple = ()
     for start in tl.static_range(0, D, CHUNK):
-        col = start + tl.arange(0, CHUNK)
-        x += (tl.load(rows + row * D + col, col < D, 0.0).to(tl.float32),)
+        x += (chunk_at(rows, row, start, D, CHUNK),)
     return x
 
 
 @triton.jit
-def plus(x, weight, other):
-    """x + weight · other, both in chunks."""
-    out: tl.tuple = ()
-    for c in tl.static_range(len(x)):
-        out += (x[c] + weight * other[c],)
-    return out
+def chunk_at(rows, row, start: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr):
+    """A chunk of a row in float32."""
+    col = start + tl.arange(0, CHUNK)
+    return tl.load(rows + row * D + col, col < D, 0.0).to(tl.float32)
 
 
 @triton.jit

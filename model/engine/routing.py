@@ -31,11 +31,8 @@ _LOGITS = 64 * 64
 """Of a program that chooses experts, at most 64 rows: tensor cores are at their best there, all programs of a large
 batch run at once, and the choice still fits into registers."""
 
-_FEW = 512
-"""So few tokens leave multiprocessors idle: there a program has the fewest rows of a product, and looks far ahead."""
-
-_MANY_OPTIONS = {"CHUNK": 64, "num_warps": 4, "num_stages": 4}
-"""Columns that a program looks at in one go, three more being under way."""
+_CHOOSING = {"CHUNK": 64, "num_warps": 4, "num_stages": 4}
+"""Columns that such a program looks at in one go, three more being under way."""
 
 _LEAST_WIDTH = 16  # columns of a product
 
@@ -45,7 +42,8 @@ class ExpertTiles:
     """The expert of each tile of ROWS_TILE rows, and whose they are.
 
     expert, filled and source [tiles] int32, of which the first used [1] int32 count; the rest may be anything. The
-    first `filled` rows of a tile are somebody's: those of the tokens token[source], token[source + 1] and so on.
+    first `filled` rows of a tile are somebody's: those of the tokens token[source], token[source + 1] and so on, or
+    where the source is negative, as of experts that every row sees, of the token -1 - source and those behind it.
     """
 
     expert: Tensor
@@ -145,16 +143,14 @@ def choose(h: Tensor, eps: float, router: Router, tally: Tensor | None = None) -
 
     width, count = _width(experts), capacity(tokens, shared, experts, top_k) // ROWS_TILE
     share = torch.empty(tokens, shared + top_k, dtype=torch.float32, device=h.device)
-    tiles = ExpertTiles(empty(count), empty(count), empty(count), empty(1), empty((experts + 1) * tokens))
+    tiles = ExpertTiles(empty(count), empty(count), empty(count), empty(1), empty(experts * tokens))
     choice = Choice(empty(tokens, top_k), share, empty(width), tiles)
-    rows, options = min(64, max(16, _LOGITS // width)), _MANY_OPTIONS
-    if tokens <= _FEW:
-        rows, options = 16, {"CHUNK": max(64, 256 * 64 // width), "num_warps": 4, "num_stages": 3}
+    rows = min(64, max(16, _LOGITS // width))
     _choose[(triton.cdiv(tokens, rows),)](
         h, router.weight, router.bias, choice.chosen, share, tally, choice.begin,
         tiles.expert, tiles.filled, tiles.source, tiles.used, tiles.token,
         tokens, experts, d, eps, padded(tokens),
-        TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **options, **OVERLAPPED,
+        TOP_K=top_k, SHARED=shared, WIDTH=width, TOKENS=rows, TILE=ROWS_TILE, **_CHOOSING, **OVERLAPPED,
     )  # fmt: skip
     return choice
 
@@ -223,11 +219,10 @@ def _choose(
         mine = expert[None, :] == best[k][:, None]
         place = tl.sum(tl.where(mine, number, 0), 1)
         tl.store(chosen + token * TOP_K + k, place * WIDTH + best[k], here)
-        tl.store(token_of + (1 + best[k]) * tokens + place, token, here)
+        tl.store(token_of + best[k] * tokens + place, token, here)
         tl.store(share + token * (SHARED + TOP_K) + SHARED + k, part[k] / total, here)
     for j in tl.static_range(SHARED):
         tl.store(share + token * (SHARED + TOP_K) + j, tl.full([TOKENS], 1.0, tl.float32), here)
-    tl.store(token_of + token, token, here)
     tl.debug_barrier()
     if tl.atomic_add(tally + WIDTH, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         count = tl.atomic_add(tally + expert, tl.zeros([WIDTH], tl.int32), sem="relaxed")
@@ -250,14 +245,14 @@ def _plan(
         tile, there = (start + done) // TILE, done < room
         tl.store(tile_expert + tile, SHARED + routed, there)
         tl.store(tile_filled + tile, tl.minimum(count - done, TILE), there)
-        tl.store(tile_source + tile, (1 + routed) * tokens + done, there)
+        tl.store(tile_source + tile, routed * tokens + done, there)
     of_all = SHARED * padded // TILE
     for one in tl.range(0, of_all, CHUNK):
         tile = one + tl.arange(0, CHUNK)
         first = tile * TILE
         tl.store(tile_expert + tile, first // padded, tile < of_all)
         tl.store(tile_filled + tile, tl.minimum(tokens - first % padded, TILE), tile < of_all)
-        tl.store(tile_source + tile, first % padded, tile < of_all)
+        tl.store(tile_source + tile, -1 - first % padded, tile < of_all)
 
 
 @triton.jit

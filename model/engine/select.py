@@ -22,13 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.engine.limits import WORD
+from model.engine.norm import from_the_last
 from model.engine.overlap import OVERLAPPED, in_turn
 
 GROUP = 128
 """Codes of a group, or all of a smaller codebook."""
 
-_CHUNK, _SOME = 2048, 1024  # keys that a program looks at in one go: of all, and of those that are left in the end
+_LANES, _CHUNK, _SOME = 2048, 4096, 1024
+"""Keys that a program looks at in one go: to find a lower bound, to pick those that reach it, and of those."""
+
 _STAGES = 4  # of which all but one are on their way
+_BOUND_BITS = tl.constexpr(20)  # of a lower bound that are looked for: of 32 bits, sign, exponent and half of the rest
 _WARPS = 8
 _PER = 32  # candidates that a program ranks
 
@@ -90,14 +94,15 @@ def candidates(logits: Tensor, scores: Tensor, n: int, legal: Tensor | None = No
         logits, scores, legal, offset, keys, CODES=codes, GROUP=group, WORD=WORD, num_warps=8, **OVERLAPPED
     )
     wanted = min(n, beams * groups)
-    chosen = _largest(keys, wanted)
+    chosen, least = _largest(keys, wanted)
     inner = torch.empty(batch, wanted * group, dtype=torch.int32, device=logits.device)
     per = min(wanted, 16)
     _keys_of_groups[(batch, wanted // per)](
         logits, legal, offset, chosen, inner, beams,
         GROUPS=groups, GROUP=group, WORD=WORD, WANTED=wanted, PER=per, **OVERLAPPED,
     )  # fmt: skip
-    return Candidates(inner, _largest(inner, n), chosen, offset, group, groups)
+    places, _ = _largest(inner, n, least if wanted == n else None)  # each of n groups has a candidate no lower
+    return Candidates(inner, places, chosen, offset, group, groups)
 
 
 def ranked(among: Candidates, k: int, keys: Tensor | None = None) -> Chosen:
@@ -118,15 +123,17 @@ def ranked(among: Candidates, k: int, keys: Tensor | None = None) -> Chosen:
     return out
 
 
-def _largest(keys: Tensor, k: int) -> Tensor:
-    """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order; of equal keys the first."""
+def _largest(keys: Tensor, k: int, bound: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order, of equal keys the first; and the
+    k-th largest [B]. bound [B] int32: none of the k is below it."""
     batch, n = keys.shape
     places = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
+    least = torch.empty(batch, dtype=torch.int32, device=keys.device)
     left = torch.empty(batch, 2, n, dtype=torch.int32, device=keys.device)
-    chunk = min(_CHUNK, triton.next_power_of_2(n))
-    sizes = {"CHUNK": chunk, "SOME": min(_SOME, chunk), "STAGES": _STAGES, "num_warps": _WARPS}
-    _find[(batch,)](keys, left, places, n, k, **sizes, **OVERLAPPED)
-    return places
+    room = triton.next_power_of_2(n)
+    sizes = {"LANES": min(_LANES, room), "CHUNK": min(_CHUNK, room), "SOME": min(_SOME, room), "STAGES": _STAGES}
+    _find[(batch,)](keys, bound, left, places, least, n, k, **sizes, num_warps=_WARPS, **OVERLAPPED)
+    return places, least
 
 
 @triton.jit
@@ -139,7 +146,7 @@ def ordered(x):
 @triton.jit
 def _best_of_groups(logits, scores, legal, offset, keys, CODES: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr):
     in_turn()
-    row = tl.program_id(0).to(tl.int64)
+    row = from_the_last().to(tl.int64)
     word, bit = tl.arange(0, CODES // WORD), tl.arange(0, WORD)
     x = tl.load(logits + row * CODES + word[:, None] * WORD + bit[None, :]).to(tl.float32)
     top = tl.max(tl.max(x, 1), 0)
@@ -177,24 +184,31 @@ def _step(least, bit: tl.constexpr):
 
 
 @triton.jit
-def _find(keys, left, places, n, k, CHUNK: tl.constexpr, SOME: tl.constexpr, STAGES: tl.constexpr):
+def _find(
+    keys, bound, left, places, kth, n, k,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, SOME: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first.
 
-    First each lane keeps the largest of its keys. The k-th largest of those is not above the one that is looked for,
-    so that only what is not below it is kept, in order, with its place in `left`.
+    Where no bound is given each lane keeps the largest of its keys. The k-th largest of those is not above the one that
+    is looked for. Only what is not below the bound is kept, in order, with its place in `left`.
     """
     in_turn()
     request = tl.program_id(0).to(tl.int64)
     base, out = keys + request * n, places + request * k
     left_keys, left_places = left + request * 2 * n, left + request * 2 * n + n
     lane, few = tl.arange(0, CHUNK), tl.arange(0, SOME)
-    top = tl.full([CHUNK], -2147483648, tl.int32)
-    for start in tl.range(0, n, CHUNK, num_stages=STAGES):
-        top = tl.maximum(top, tl.load(base + start + lane, start + lane < n, -2147483648))
     floor = tl.full([], -2147483648, tl.int32)
-    for bit in tl.static_range(32):
-        trial = _step(floor, bit)
-        floor = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, floor)
+    if bound is not None:
+        floor = tl.load(bound + request)
+    else:
+        first = tl.arange(0, LANES)
+        top = tl.full([LANES], -2147483648, tl.int32)
+        for start in tl.range(0, n, LANES, num_stages=STAGES):
+            top = tl.maximum(top, tl.load(base + start + first, start + first < n, -2147483648))
+        for bit in tl.static_range(_BOUND_BITS):
+            trial = _step(floor, bit)
+            floor = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, floor)
     count = tl.full([], 0, tl.int32)
     for start in tl.range(0, n, CHUNK, num_stages=STAGES):
         here = start + lane < n
@@ -214,6 +228,7 @@ def _find(keys, left, places, n, k, CHUNK: tl.constexpr, SOME: tl.constexpr, STA
             x = tl.load(left_keys + start + few, start + few < count, -2147483648)
             reached += ((x >= trial) & (start + few < count)).to(tl.int32)
         least = tl.where(tl.sum(reached, 0) >= k, trial, least)
+    tl.store(kth + request, least)
     above = tl.zeros([SOME], tl.int32)
     for start in tl.range(0, count, SOME):
         x = tl.load(left_keys + start + few, start + few < count, -2147483648)

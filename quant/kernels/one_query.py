@@ -26,6 +26,7 @@ from quant.primitives import E4M3
 
 _THREADS = 128
 _LEAST_PARTS = 2  # of a head's keys, or more until every multiprocessor has one
+_MOST_KEYS = 4096  # of a part: a thread mixes one of 32, with weights of one at most, and codes of 448 stay in 16 bit
 _KEPT = 2  # numbers that a part of a head leaves besides what it has mixed
 
 
@@ -45,7 +46,8 @@ def one_query_attention(
     batch, d = q.shape
     groups, room = key.shape[1], key.shape[2]
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    parts = min(room // KEYS, max(_LEAST_PARTS, -(-processors // (heads * batch))))
+    parts = max(_LEAST_PARTS, -(-processors // (heads * batch)), -(-room // _MOST_KEYS))
+    parts = min(room // KEYS, parts)
     out = torch.empty(batch, d, dtype=E4M3, device=q.device)
     scale = torch.empty(batch, dtype=torch.float32, device=q.device)
     kept = torch.empty(batch, heads, parts, HEAD_DIM + _KEPT, dtype=torch.float32, device=q.device)

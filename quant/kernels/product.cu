@@ -6,7 +6,8 @@
 // gated_rows.cuh says how to. Of a tile whose lower half is nobody's, as many an expert's last is, only the upper half is
 // fetched and multiplied.
 // Where rows are not sorted (GATHERS) all four warps of the first warpgroup copy, each thread an eighth of every sixteenth
-// row of a step: an expert's rows are looked up in the tokens' order, and each is fetched from where it is.
+// row of a step: an expert's rows are looked up in the tokens' order, and each is fetched from where it is. Those of an
+// expert that sees all rows lie side by side and are copied as ever.
 
 #define ROWS 128
 #define DEPTH 128
@@ -16,11 +17,13 @@
 #define STAGE_BYTES (ROWS * DEPTH + WEIGHT_BYTES)
 #define COPYING (GATHERS ? 128 : 32)  // threads
 
-// filled: rows that are somebody's. source: where their tokens are named.
+// filled: rows that are somebody's. source: where their tokens are named, or negative, see `ExpertTiles`.
 struct Tile {
   int row, column, expert, filled, source;
   bool shared;
   __device__ __forceinline__ bool half() const { return filled <= ROWS / 2; }
+  __device__ __forceinline__ bool together() const { return !GATHERS || source < 0; }
+  __device__ __forceinline__ int first_row() const { return GATHERS ? -1 - source : row; }
 };
 
 // What a launch works on: each tile's expert and rows, or `tokens` rows of one expert.
@@ -40,7 +43,7 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const T
     lower = uniform(tiles.expert[first]);
     upper = first + 1 < tiles.used ? uniform(tiles.expert[first + 1]) : lower;
     t.filled = mine < tiles.used ? uniform(tiles.filled[mine]) : 0;
-    if (GATHERS) t.source = mine < tiles.used ? uniform(tiles.source[mine]) : 0;
+    if (GATHERS) t.source = mine < tiles.used ? uniform(tiles.source[mine]) : -1;
   }
   t.expert = rank ? upper : lower;
   t.shared = lower == upper;
@@ -124,18 +127,20 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         u32 rows_from[ROWS / 16];  // in sixteen bytes
 #pragma unroll
         for (int i = 0; i < ROWS / 16; ++i)
-          rows_from[i] = mine + 16 * i < t.filled ? token[t.source + mine + 16 * i] * (steps * (DEPTH / 16)) + eighth : 0;
+          rows_from[i] = !t.together() && mine + 16 * i < t.filled
+                             ? token[t.source + mine + 16 * i] * (steps * (DEPTH / 16)) + eighth
+                             : 0;
 #endif
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
           const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * ROWS_HALF, ready = full + 8 * stage;
           if (threadIdx.x == 0) {
-            barrier_expect(ready, GATHERS ? WEIGHT_BYTES : t.half() ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
-#if !GATHERS
-            copy_box(a, &rows, ready, step * DEPTH, t.row);
-            if (!t.half()) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.row + ROWS / 2);
-#endif
+            barrier_expect(ready, !t.together() ? WEIGHT_BYTES : t.half() ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
+            if (t.together()) {
+              copy_box(a, &rows, ready, step * DEPTH, t.first_row());
+              if (!t.half()) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.first_row() + ROWS / 2);
+            }
             if (t.shared) {
               copy_box_to_all(b + rank * COLUMNS_HALF, &weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
             } else {
@@ -148,7 +153,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
           const u8 *at = values + step * DEPTH;
 #pragma unroll
           for (int i = 0; i < ROWS / 16; ++i)
-            if (i < ROWS / 32 || !t.half())
+            if (!t.together() && (i < ROWS / 32 || !t.half()))
               copy_sixteen(a + place + 16 * i * DEPTH, at + 16 * (u64)rows_from[i], mine + 16 * i >= t.filled);
           barrier_arrive_copied(ready);
 #endif
@@ -204,11 +209,12 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
 #endif
         fetched[i] = place < FACTORS && column < width ? from[(u64)t.expert * width + column] : 0.0f;
       }
-      float one[4];
+      float one[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = row_at(i);
-        one[i] = local + row < t.filled ? row_scale[GATHERS ? token[t.source + local + row] : first + row] : 0.0f;
+        if (local + row < t.filled)
+          one[i] = row_scale[t.together() ? t.first_row() + local + row : token[t.source + local + row]];
       }
       products_wait<0>();
       if (lane < 2) barrier_arrive_there(freed + 8 * before);

@@ -81,8 +81,9 @@ def agree_with_float64(choice: Choice, h: Tensor, gamma: Tensor, router: Tensor,
     assert choice.places.unique().numel() == choice.places.numel()
     assert torch.equal(tiles.filled[:used].long(), tile.flatten().bincount(minlength=used))
     assert bool((choice.places % 128 < tiles.filled[tile]).all())
-    named = tiles.token[(tiles.source[tile] + choice.places % 128).long()]
-    assert torch.equal(named.long(), torch.arange(tokens, device="cuda")[:, None].expand_as(named))
+    source, within = tiles.source[tile].long(), choice.places % 128
+    named = torch.where(source < 0, -1 - source + within, tiles.token[(source + within).clamp_min(0)])
+    assert torch.equal(named, torch.arange(tokens, device="cuda")[:, None].expand_as(named))
 
 
 def nearly_equal(rows: Rows, expected: Rows) -> None:
