@@ -20,10 +20,12 @@ _SCORES = 136.0
 class Fp8CrossAttention(CrossAttention):
     """Queries in E4M3 with a scale per row and head, keys and values with one per request and head.
 
-    Scores are halves, weights are made as the kernel for heads of 128 makes them (`quant/kernels/attention.cu`), and
-    the sum that they are divided by is their own; sums are float32. For heads of other widths the engine computes
-    powers, which is a little nearer. The kernel rounds the result to E4M3 for the product with `wo`; here `wo`, when
-    it is quantised, rounds its own input. Nothing is stored: the parameters are the plain ones.
+    The engine's queries have one scale per row: the steps are the same, unless one number of a row may be hundreds of
+    times as large as another. Scores are halves, weights are made as the kernel for heads of 128 makes them
+    (`quant/kernels/attention.cu`), and the sum that they are divided by is their own; sums are float32. For heads of
+    other widths the engine computes powers, which is a little nearer. The kernel rounds the result to E4M3 for the
+    product with `wo`; here `wo`, when it is quantised, rounds its own input. Nothing is stored: the parameters are the
+    plain ones.
     """
 
     def __init__(self, plain: CrossAttention) -> None:

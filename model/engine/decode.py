@@ -13,6 +13,7 @@ from model.engine.head import HeadWeights
 from model.engine.legality import descend, legal_bits
 from model.engine.limits import MOST_BEAMS, power_of_two, unfit_model
 from model.engine.norm import Mixed, Rows, add_norm
+from model.engine.overlap import SideBySide
 from model.engine.prefixes import Prefixes
 from model.engine.routing import ROWS_TILE, Router, choose, norm_dispatch, tally_size
 from model.engine.self_attention import self_attention
@@ -60,6 +61,7 @@ class Decoder(Generic[M]):
         heads = zip(weights.head_norms, weights.heads, strict=True)
         self.heads = tuple(arithmetic.head(HeadWeights(norm, matrix, config.norm_eps)) for norm, matrix in heads)
         self.blocks = tuple(self._prepared(block) for block in weights.blocks)
+        self._side_by_side = SideBySide()
         self.first_queries = tuple(self._queries(self.blocks[0], table) for table in self.token_embed)
 
     def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
@@ -174,11 +176,13 @@ class Decoder(Generic[M]):
         return self.arithmetic.takes_eight(matrix, h.shape[0])
 
     def _mixture(self, layer: Experts, h: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
-        eps = self.config.norm_eps
-        choice = choose(h, eps, layer.router, tally)
+        eps, router, eight = self.config.norm_eps, layer.router, layer.up.eight
         if layer.up.gathers:
-            rows = add_norm(h, None, gamma, eps, eight=layer.up.eight)
+            rows, choice = self._side_by_side.both(
+                h.device, lambda: add_norm(h, None, gamma, eps, eight=eight), lambda: choose(h, eps, router, tally)
+            )
         else:
-            rows = norm_dispatch(h, gamma, eps, choice, eight=layer.up.eight)
+            choice = choose(h, eps, router, tally)
+            rows = norm_dispatch(h, gamma, eps, choice, eight=eight)
         inner = layer.up.product(rows, choice.tiles)
         return choice.mixed(layer.down.product(inner, choice.tiles))

@@ -11,12 +11,45 @@ has then waited for all before it, too. Only what no kernel of a decode writes, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 OVERLAPPED = {"launch_pdl": True}
 """Options of a launch."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class SideBySide:
+    """Two kernels at once, where neither needs the other and one leaves most of a multiprocessor idle.
+
+    Each decoder has its own, for its second stream belongs to the capture of the graph that is made with it. Of what is
+    made there the memory comes from that stream: whoever makes it again on this stream comes after all that read it.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    def both(self, device: torch.device, aside: Callable[[], A], here: Callable[[], B]) -> tuple[A, B]:
+        """What both calls return; everything that is launched afterwards comes after all that they launch."""
+        if device.type != "cuda":
+            return aside(), here()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        current = torch.cuda.current_stream(device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            first = aside()
+        second = here()
+        current.wait_stream(self._stream)
+        return first, second
+
 
 _ON_DEVICE = tl.constexpr(not triton.knobs.runtime.interpret)
 

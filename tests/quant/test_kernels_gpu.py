@@ -10,12 +10,14 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from model.engine.arithmetic import ExpertProduct
+from model.engine.head import HeadWeights, PlainHead
 from model.engine.norm import Mixed, Rows, add_norm
 from model.engine.routing import Choice, Router, choose, norm_dispatch
 from model.engine.self_attention import self_attention
 from model.engine.swiglu import swiglu
 from quant.kernels.dense import PackedMatrix, fits_dense
 from quant.kernels.eight_bit import EightBit, _balanced
+from quant.kernels.screened_head import ScreenedHead
 from quant.narrow import Narrow
 from quant.primitives import E4M3, dequantise, quantise, row_scale, sqnr_db
 
@@ -179,7 +181,8 @@ def test_swiglu_rounds_each_row(inner: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
-    ("beams", "length", "own"), [(512, 3072, False), (1, 3072, False), (1, 300, True), (200, 700, True), (64, 46, True)]
+    ("beams", "length", "own"),
+    [(512, 3072, False), (1, 3072, False), (1, 9000, False), (1, 300, True), (200, 700, True), (64, 46, True)],
 )
 def test_cross_attention_agrees_with_float64(beams: int, length: int, own: bool, head_dim: int) -> None:
     batch, heads, groups = 2, 4, 2
@@ -210,6 +213,40 @@ def test_flat_and_sharp_attention_agree_with_float64(strength: float, least_db: 
     exact = functional.scaled_dot_product_attention(queries, key.double(), value.double(), attn_mask=mask)
     got = EIGHT.context(key, value, lengths).attend(Rows(q), beams, heads)
     assert sqnr_db(exact.transpose(1, 2).reshape(batch * beams, -1), wide(got, batch * beams)) > least_db
+
+
+@pytest.mark.parametrize("strength", [1.0, 10.0])
+def test_a_screened_head_finds_the_beams_of_exact_logits(strength: float) -> None:
+    batch, beams, codes, d, k = 8, 512, 8192, 1408, 512
+    h, matrix = randn(batch * beams, d, seed=1), randn(codes, d, seed=2, std=strength * d**-0.5)
+    weights = HeadWeights(1 + randn(d, seed=3, std=0.1), matrix, 1e-6)
+    scores = torch.randn(batch, beams, device="cuda")
+    head = EIGHT.head(weights)
+    assert isinstance(head, ScreenedHead)
+    assert head.screens(batch * beams, k)
+    x = functional.rms_norm(h.double(), (d,), weights.norm.double(), 1e-6)
+    exact = (scores.double().flatten()[:, None] + torch.log_softmax(x @ matrix.double().t(), -1)).view(batch, -1)
+    best = head.best(h, None, scores, k, None)
+    usual = PlainHead(weights).best(h, None, scores, k, None)
+    chosen, plain = (one.beams * codes + one.codes for one in (best, usual))
+    top = exact.topk(k).indices
+    found, nearly = (torch.stack([torch.isin(*pair) for pair in zip(one, top, strict=True)]) for one in (chosen, plain))
+    assert found.double().mean() > max(0.97, nearly.double().mean() - 0.01)
+    torch.testing.assert_close(best.scores.double(), exact.gather(1, chosen), rtol=0.0, atol=0.05 * strength)
+    assert bool((best.scores.diff() <= 0).all())
+
+
+def test_a_screened_head_takes_what_may_be_taken_and_fills_up_with_lost_ones() -> None:
+    batch, beams, codes, d, k = 8, 512, 8192, 256, 512
+    weights = HeadWeights(torch.ones(d, device="cuda").bfloat16(), randn(codes, d, seed=2, std=d**-0.5), 1e-6)
+    legal = torch.zeros(batch * beams, codes // 32, dtype=torch.int32, device="cuda")
+    legal[::beams, 3] = 5  # two codes of each request's first beam
+    h, scores = randn(batch * beams, d, seed=1), torch.zeros(batch, beams, device="cuda")
+    best = EIGHT.head(weights).best(h, None, scores, k, legal)
+    assert bool((best.scores[:, :2] > -1e30).all())
+    assert bool((best.scores[:, 2:] == float("-inf")).all())
+    assert best.codes[:, :2].sort().values.tolist() == [[96, 98]] * batch
+    assert not bool(best.beams[:, :2].any())
 
 
 def test_self_attention_rounds_what_16_bit_gives() -> None:
