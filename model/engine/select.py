@@ -5,7 +5,8 @@ it is not legal; of equal scores the lowest index (beam · codebook + code) come
 logits gives each row's log sum and the best score of each group of GROUP codes; (2) the k best groups are found: no
 candidate outside them can be among the k best, for k candidates come before it; (3) the k best candidates of those
 groups. Selection finds the k-th largest key bit by bit, keys being the scores' bits in an order-preserving form, among
-those keys that are not below the k-th largest of some keys: few beside the k themselves.
+those keys that are not below the k-th largest of some keys: few beside the k themselves. Lost candidates, at -inf, are
+most of all where few items are left, and are looked at only to fill up.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -32,6 +33,7 @@ _LANES, _CHUNK, _SOME = 2048, 4096, 1024
 """Keys that a program looks at in one go: to find a lower bound, to pick those that reach it, and of those."""
 
 _STAGES = 4  # of which all but one are on their way
+_LOST = tl.constexpr(-2139095041)  # the key of -inf
 _BOUND_BITS = tl.constexpr(20)  # of a lower bound that are looked for: of 32 bits, sign, exponent and half of the rest
 _WARPS = 8
 _PER = 32  # candidates that a program ranks
@@ -124,8 +126,9 @@ def ranked(among: Candidates, k: int, keys: Tensor | None = None) -> Chosen:
 
 
 def _largest(keys: Tensor, k: int, bound: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order, of equal keys the first; and the
-    k-th largest [B]. bound [B] int32: none of the k is below it."""
+    """keys [B, n] -> the places [B, k] int32 of the k largest, in ascending order, of equal keys the first, behind them
+    lost ones where there are no others; and the k-th largest [B], or less than any. bound [B] int32: none of the k that
+    are not lost is below it."""
     batch, n = keys.shape
     places = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
     least = torch.empty(batch, dtype=torch.int32, device=keys.device)
@@ -191,29 +194,19 @@ def _find(
     """The k-th largest key by its bits from the highest; then everything above it, and of its equals the first.
 
     Where no bound is given each lane keeps the largest of its keys. The k-th largest of those is not above the one that
-    is looked for. Only what is not below the bound is kept, in order, with its place in `left`.
+    is looked for. Only what is not below the bound, and not lost, is kept, in order, with its place in `left`.
     """
     in_turn()
     request = tl.program_id(0).to(tl.int64)
     base, out = keys + request * n, places + request * k
     left_keys, left_places = left + request * 2 * n, left + request * 2 * n + n
     lane, few = tl.arange(0, CHUNK), tl.arange(0, SOME)
-    floor = tl.full([], -2147483648, tl.int32)
-    if bound is not None:
-        floor = tl.load(bound + request)
-    else:
-        first = tl.arange(0, LANES)
-        top = tl.full([LANES], -2147483648, tl.int32)
-        for start in tl.range(0, n, LANES, num_stages=STAGES):
-            top = tl.maximum(top, tl.load(base + start + first, start + first < n, -2147483648))
-        for bit in tl.static_range(_BOUND_BITS):
-            trial = _step(floor, bit)
-            floor = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, floor)
+    floor = tl.load(bound + request) if bound is not None else _bound_of(base, n, k, LANES, STAGES)
     count = tl.full([], 0, tl.int32)
     for start in tl.range(0, n, CHUNK, num_stages=STAGES):
         here = start + lane < n
         x = tl.load(base + start + lane, here, -2147483648)
-        flag = ((x >= floor) & here).to(tl.int32)
+        flag = ((x >= floor) & (x > _LOST) & here).to(tl.int32)
         at = count + tl.cumsum(flag, 0) - 1
         tl.store(left_keys + at, x, flag > 0)
         tl.store(left_places + at, start + lane, flag > 0)
@@ -247,6 +240,35 @@ def _find(
         tl.store(out + done + tl.cumsum(flag, 0) - 1, place, take)
         done += tl.sum(flag, 0)
         seen += tl.sum(equal, 0)
+    _fill_up(base, out, n, k, done, CHUNK)
+
+
+@triton.jit
+def _bound_of(keys, n, k, LANES: tl.constexpr, STAGES: tl.constexpr):
+    """The k-th largest of the largest keys of LANES lanes, or a little less."""
+    lane = tl.arange(0, LANES)
+    top = tl.full([LANES], -2147483648, tl.int32)
+    for start in tl.range(0, n, LANES, num_stages=STAGES):
+        top = tl.maximum(top, tl.load(keys + start + lane, start + lane < n, -2147483648))
+    bound = tl.full([], -2147483648, tl.int32)
+    for bit in tl.static_range(_BOUND_BITS):
+        trial = _step(bound, bit)
+        bound = tl.where(tl.sum((top >= trial).to(tl.int32), 0) >= k, trial, bound)
+    return bound
+
+
+@triton.jit
+def _fill_up(keys, places, n, k, done, CHUNK: tl.constexpr):
+    """From `done` to k the places of the first lost ones."""
+    lane = tl.arange(0, CHUNK)
+    start = 0
+    while done < k:
+        x = tl.load(keys + start + lane, start + lane < n, 0)
+        lost = ((x <= _LOST) & (start + lane < n)).to(tl.int32)
+        at = done + tl.cumsum(lost, 0) - 1
+        tl.store(places + at, start + lane, (lost > 0) & (at < k))
+        done += tl.sum(lost, 0)
+        start += CHUNK
 
 
 @triton.jit
