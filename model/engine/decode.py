@@ -61,7 +61,7 @@ class Decoder(Generic[M]):
         heads = zip(weights.head_norms, weights.heads, strict=True)
         self.heads = tuple(arithmetic.head(HeadWeights(norm, matrix, config.norm_eps)) for norm, matrix in heads)
         self.blocks = tuple(self._prepared(block) for block in weights.blocks)
-        self._side_by_side = SideBySide()
+        self._side_by_side = SideBySide(weights.device)
         self.first_queries = tuple(self._queries(self.blocks[0], table) for table in self.token_embed)
 
     def _prepared(self, block: BlockWeights) -> BlockMatrices[M]:
@@ -179,7 +179,7 @@ class Decoder(Generic[M]):
         eps, router, eight = self.config.norm_eps, layer.router, layer.up.eight
         if layer.up.gathers:
             rows, choice = self._side_by_side.both(
-                h.device, lambda: add_norm(h, None, gamma, eps, eight=eight), lambda: choose(h, eps, router, tally)
+                lambda: add_norm(h, None, gamma, eps, eight=eight), lambda: choose(h, eps, router, tally)
             )
         else:
             choice = choose(h, eps, router, tally)

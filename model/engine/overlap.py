@@ -33,16 +33,14 @@ class SideBySide:
     made there the memory comes from that stream: whoever makes it again on this stream comes after all that read it.
     """
 
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def both(self, device: torch.device, aside: Callable[[], A], here: Callable[[], B]) -> tuple[A, B]:
+    def both(self, aside: Callable[[], A], here: Callable[[], B]) -> tuple[A, B]:
         """What both calls return; everything that is launched afterwards comes after all that they launch."""
-        if device.type != "cuda":
-            return aside(), here()
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
-        current = torch.cuda.current_stream(device)
+            return aside(), here()
+        current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             first = aside()

@@ -118,14 +118,11 @@ class EightBit:
         """One scale per request and head; values with their keys innermost, as the tensor cores want them."""
         batch, groups, length, head_dim = key.shape
         key_scale, largest = _head_scale(key)
-        packs = is_hopper(key.device) and head_dim == HEAD_DIM
-        if packs:
-            key_scale = torch.maximum(key_scale, torch.linalg.vector_norm(key, dim=-1).amax(-1).float() / LONGEST_KEY)
         keys = quantise(key, key_scale[..., None, None])
         value_scale, largest = (key_scale, largest) if value is key else _head_scale(value)
         codes = keys if value is key else quantise(value, value_scale[..., None, None])
         out_scale = (largest.amax(1) * (_SUM_SLACK / E4M3_MAX)).clamp_min_(SCALE_FLOOR)
-        if packs:
+        if is_hopper(key.device) and head_dim == HEAD_DIM:
             stored, mixed = packed(keys, codes)
             rows = stored if value is key else in_key_order(codes)
             return PackedContext(stored, mixed, lengths, key_scale, value_scale, out_scale, rows)
@@ -157,8 +154,10 @@ def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:
 def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and max|x| [B, G] of each request and head of x [B, G, N, dh]."""
     largest = x.abs().amax(dim=(-2, -1)).float()
-    usual = torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float32) * (x.shape[-2] * x.shape[-1]) ** -0.5
-    return _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual), largest
+    lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    usual = torch.linalg.vector_norm(lengths, dim=-1) * (x.shape[-2] * x.shape[-1]) ** -0.5
+    scale = _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual)
+    return torch.maximum(scale, lengths.amax(-1) / LONGEST_KEY), largest
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -74,10 +74,10 @@ __device__ __forceinline__ void multiply(
   }
 }
 
-// tokens: rows of results that there are. width: columns written; with ADDS they are added to what `out` holds, as `held` describes.
-// out_scale: of results in E4M3 (EIGHT), as is `unit`. scale [E, width], for a gated product gate_scale [E, width] besides.
-// stored: rows that each expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is summed over. values and
-// token: the rows of GATHERS, in the tokens' order, and whose row a row of results is made of.
+// tokens: rows of results that there are. width: columns written; with ADDS they are added to what `out` holds, as `held`
+// describes. out_scale: of results in E4M3 (EIGHT), as is `unit`. scale [E, width], for a gated product gate_scale
+// [E, width] besides. stored: rows that each expert's matrix has, a multiple of COLUMNS. steps: times DEPTH is what is
+// summed over. values and token: the rows of GATHERS, in the tokens' order, and whose row a row of results is made of.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) grouped(
     const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap weight,
     const __grid_constant__ TensorMap held, void *out, float *out_scale, const float *row_scale, const float *scale,
@@ -178,7 +178,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     for (int item = cluster + group * clusters; item < items; item += 2 * clusters) {
       const Tile t = tile_of(item, columns, rank, tiles);
       const int local = thread / 32 * 16 + lane / 4, first = t.row + local;
-      // Rows of zeros that are nobody's become zeros: so the next product has less to do, in power.
+      // Where rows are looked up nobody's are zeros, and so are the results: the next product takes less power for them.
       const int below = (GATHERS && t.filled ? t.half() ? ROWS / 2 : ROWS : t.filled) - local;
 #if !GATED
       const int begin = unit_of(t.column), left = width - begin - 8 * q;

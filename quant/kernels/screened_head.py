@@ -26,7 +26,7 @@ from model.engine.select import Candidates, Chosen, candidates, ordered, ranked
 from quant.kernels.dense import PackedMatrix
 
 _LEAST_ROWS = 4096
-"""Of fewer rows a product in 16 bit and an ordinary selection are as fast."""
+"""Of fewer rows scoring again takes about what E4M3 saves: an estimate from 14,336 (493 instead of 693 us)."""
 
 _PER = 32  # candidates whose sums a program corrects
 
