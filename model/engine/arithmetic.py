@@ -119,8 +119,8 @@ class SixteenBit:
         return Rows(functional.linear(rows.values, matrix))
 
     def queries(self, rows: Rows, matrix: Tensor, head_dim: int) -> Rows:  # noqa: ARG002 - the protocol's
-        """An ordinary product."""
-        return Rows(functional.linear(rows.values, matrix))
+        """The same."""
+        return self.own_product(rows, matrix)
 
     def add_product(self, h: Tensor, rows: Rows, matrix: Tensor) -> None:
         """The sum is rounded once."""

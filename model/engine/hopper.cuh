@@ -14,6 +14,12 @@ struct alignas(64) TensorMap {
 // far fewer instructions. All of them have to ask.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xFFFFFFFFu, x, 0); }
 
+// The largest of the four lanes that share a row of a product.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
+}
+
 __device__ __forceinline__ u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 __device__ __forceinline__ void store_shared(u32 address, u32 word) {

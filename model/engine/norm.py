@@ -46,6 +46,11 @@ class Rows:
             raise TypeError("rows: expected E4M3 rows with their scales")
         return self.scale
 
+    @property
+    def sixteen(self) -> Tensor:
+        """The rows in 16 bit; those in E4M3 are multiplied out."""
+        return self.values if self.scale is None else (self.values.float() * self.scale[:, None]).bfloat16()
+
     def of(self, index: Tensor) -> Rows:
         """The rows of these numbers [T]."""
         if self.scale is None:

@@ -13,16 +13,6 @@
 #define STAGE_BYTES (2 * TILE + ONES)
 #define MIXED (WIDTH + 8)
 
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xFFFFFFFFu, x, 1);
-  return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
-}
-
 // Thread t of a warp holds two rows of half a tile, t/4 and t/4 + 8, and of these the columns 8j + 2q + e, q being t%4:
 // the pairs of e are s[2j] and s[2j + 1].
 typedef u32 Scores[HALF / 4];
@@ -186,8 +176,8 @@ __device__ __forceinline__ void tile(
 
 extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1) cross_attention(
     const __grid_constant__ TensorMap key, const __grid_constant__ TensorMap value, const u8 *queries,
-    const float *query_scale, const int *lengths, const float *key_scale, const float *value_scale, const float *out_scale, u8 *out, float *scale,
-    int beams, int padded, int d, int heads, int groups, int blocks, int items, float sharpness) {
+    const float *query_scale, const int *lengths, const float *key_scale, const float *value_scale,
+    const float *out_scale, u8 *out, float *scale, int beams, int padded, int d, int heads, int groups, int blocks, int items, float sharpness) {
   extern __shared__ u8 dynamic[];
   __shared__ alignas(8) u64 barriers[3 * STAGES];
   const u32 base = (shared_address(dynamic) + 1023) & ~1023u;

@@ -52,9 +52,8 @@ class PackedContext:
         if beams > 1:
             eight = round_rows_to_eight(q.values, QUERY_ROOM) if q.scale is None else q
             return packed_attention(eight, self, beams, heads)
-        sixteen = q.values if q.scale is None else (q.values.float() * q.scale[:, None]).bfloat16()
         scales = self.key_scale, self.value_scale, self.out_scale
-        return one_query_attention(sixteen, self.key, self.value_rows, self.lengths, scales, heads)
+        return one_query_attention(q.sixteen, self.key, self.value_rows, self.lengths, scales, heads)
 
 
 def packed_attention(q: Rows, context: PackedContext, beams: int, heads: int) -> Rows:

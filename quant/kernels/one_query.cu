@@ -10,11 +10,6 @@
 #define FEATURES 32                 // of a lane: of each half sixteen side by side
 #define KEPT 2                      // numbers that a part leaves besides what it has mixed
 
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
-}
-
 // What a lane has of a key: words 2s and 2s + 1 are its part of step s of a product.
 struct Part {
   u32 word[FEATURES / 4];

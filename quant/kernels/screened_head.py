@@ -38,18 +38,19 @@ class ScreenedHead:
     weights: HeadWeights
     packed: PackedMatrix
 
-    def screens(self, rows: int, k: int) -> bool:
-        """Whether so many rows, and candidates of a request, are worth it."""
-        return rows >= _LEAST_ROWS and kept_of(k) % _PER == 0
+    def screens(self, scores: Tensor, k: int) -> bool:
+        """Whether the k best of beams with these scores [B, R] are found so: it must be worth it, and enough to choose
+        from."""
+        wanted, there = kept_of(k), scores.shape[1] * self.weights.matrix.shape[0]
+        return scores.numel() >= _LEAST_ROWS and wanted % _PER == 0 and wanted <= there
 
     def best(self, h: Tensor, pending: Mixed | None, scores: Tensor, k: int, legal: Tensor | None) -> Chosen:
         """See `Head.best`."""
-        wanted = kept_of(k)
-        if not self.screens(h.shape[0], k) or wanted > scores.shape[1] * self.weights.matrix.shape[0]:
+        if not self.screens(scores, k):
             return PlainHead(self.weights).best(h, pending, scores, k, legal)
         x = add_norm(h, pending, self.weights.norm, self.weights.eps, eight=True)
         logits = self.packed.product(x)
-        found = candidates(logits, scores, wanted, legal)
+        found = candidates(logits, scores, kept_of(k), legal)
         return ranked(found, k, rescored(found, logits, h, scores, self.weights))
 
 

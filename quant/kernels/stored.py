@@ -95,7 +95,7 @@ class Stored:
         if rows.scale is not None:
             if matrix.eight is not None:
                 return rows, matrix.eight
-            rows = Rows((rows.values.float() * rows.scale[:, None]).bfloat16())
+            rows = Rows(rows.sixteen)
         if matrix.sixteen is not None and not self.takes_eight(matrix, rows.values.shape[0]):
             return rows, matrix.sixteen
         if matrix.eight is None:

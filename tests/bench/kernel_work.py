@@ -153,7 +153,7 @@ def headed(config: OneRecConfig, given: Mapping[str, Any], out: Any) -> Work:
     head, h, scores = given["self"], given["h"], given["scores"]
     matrix = head.weights.matrix
     codes, d = matrix.shape
-    eight = hasattr(head, "screens") and bool(head.screens(h.shape[0], given["k"]))
+    eight = hasattr(head, "screens") and bool(head.screens(scores, given["k"]))
     stored = head.packed.weight if eight else matrix
     byte = _summed(h, given["pending"]) + moved(stored, scores, out)
     byte += 2.0 * h.numel() * stored.element_size() + 4.0 * h.shape[0] * codes

@@ -6,10 +6,10 @@ Ceilings (copy bandwidth, the best dense product in BF16 and in FP8) are measure
 Each call's operations and bytes follow from its arguments' shapes (kernel_work.py); its floor is the larger of
 operations at the ceiling of its format and bytes at the ceiling of copying. Its time is that between two events on the
 device, the launches queued behind a kernel that only waits, so that no time of the host is in it. "other" is what no
-known call accounts for. The sum of the rows is compared with the decode replayed as one CUDA graph after the same
-pause; without pauses, as decode.py measures, a card at its power limit lowers its clock: that is shown beside it. Needs
-PyTorch with CUDA and Triton; matplotlib for the plot. --out FILE.json also writes FILE.md and FILE.png. The last line
-is one JSON object of flat numbers.
+known call accounts for; calls that run side by side are each counted whole. The sum of the rows is compared with the
+decode replayed as one CUDA graph after the same pause; without pauses, as decode.py measures, a card at its power limit
+lowers its clock: that is shown beside it. Needs PyTorch with CUDA and Triton; matplotlib for the plot. --out FILE.json
+also writes FILE.md and FILE.png. The last line is one JSON object of flat numbers.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def main() -> None:
             plain, screened = PlainHead(weights), EightBit().head(weights)
             if not isinstance(screened, ScreenedHead):
                 raise SystemExit("this device, or a head of this shape, has no kernel in E4M3")
-            if not screened.screens(h.shape[0], args.beams):
+            if not screened.screens(scores, args.beams):
                 raise SystemExit(f"a head of {h.shape[0]} rows is not screened")
             logits = screened.packed.product(add_norm(h, None, norm, weights.eps, eight=True))
             for name, best in (

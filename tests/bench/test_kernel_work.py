@@ -135,7 +135,7 @@ def test_a_head_writes_and_reads_every_logit() -> None:
     assert (work.flop, work.eight) == (2 * 10 * 1024 * 256, False)
     assert work.byte == 3 * 5120 + 1024 * 512 + 40 + 2 * 2 * 10240
     packed = SimpleNamespace(weight=matrix.to(E4M3))
-    given["self"] = SimpleNamespace(weights=plain.weights, packed=packed, screens=lambda rows, k: rows > k)
+    given["self"] = SimpleNamespace(weights=plain.weights, packed=packed, screens=lambda scores, k: scores.numel() > k)
     work = headed(CONFIG, given, ())
     assert (work.eight, work.byte) == (True, 5120 + 2 * 2560 + 1024 * 256 + 40 + 2 * 2 * 10240)
 

@@ -223,7 +223,7 @@ def test_a_screened_head_finds_the_beams_of_exact_logits(strength: float) -> Non
     scores = torch.randn(batch, beams, device="cuda")
     head = EIGHT.head(weights)
     assert isinstance(head, ScreenedHead)
-    assert head.screens(batch * beams, k)
+    assert head.screens(scores, k)
     x = functional.rms_norm(h.double(), (d,), weights.norm.double(), 1e-6)
     exact = (scores.double().flatten()[:, None] + torch.log_softmax(x @ matrix.double().t(), -1)).view(batch, -1)
     best = head.best(h, None, scores, k, None)
