@@ -25,7 +25,7 @@ from quant.kernels.order import HEAD_DIM, KEYS
 from quant.primitives import E4M3
 
 _THREADS = 128
-_LEAST_PARTS = 2  # of a head's keys, or more until every multiprocessor has one
+_LEAST_PARTS = 3  # of a head's keys, or more until every multiprocessor has one
 _MOST_KEYS = 4096  # of a part: a thread mixes one of 32, with weights of one at most, and codes of 448 stay in 16 bit
 _KEPT = 2  # numbers that a part of a head leaves besides what it has mixed
 
