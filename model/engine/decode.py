@@ -178,8 +178,8 @@ class Decoder(Generic[M]):
     def _mixture(self, layer: Experts, h: Tensor, gamma: Tensor, tally: Tensor) -> Mixed:
         eps, router, eight = self.config.norm_eps, layer.router, layer.up.eight
         if layer.up.gathers:
-            rows, choice = self._side_by_side.both(
-                lambda: add_norm(h, None, gamma, eps, eight=eight), lambda: choose(h, eps, router, tally)
+            choice, rows = self._side_by_side.both(
+                lambda: choose(h, eps, router, tally), lambda: add_norm(h, None, gamma, eps, eight=eight)
             )
         else:
             choice = choose(h, eps, router, tally)

@@ -29,12 +29,12 @@ B = TypeVar("B")
 class SideBySide:
     """Two kernels at once, where neither needs the other and one leaves most of a multiprocessor idle.
 
-    Each decoder has its own, for its second stream belongs to the capture of the graph that is made with it. Of what is
+    The one aside goes first where both want to begin a block. Each decoder has its own, for its second stream belongs to the capture of the graph that is made with it. Of what is
     made there the memory comes from that stream: whoever makes it again on this stream comes after all that read it.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def both(self, aside: Callable[[], A], here: Callable[[], B]) -> tuple[A, B]:
         """What both calls return; everything that is launched afterwards comes after all that they launch."""
