@@ -29,8 +29,9 @@ B = TypeVar("B")
 class SideBySide:
     """Two kernels at once, where neither needs the other and one leaves most of a multiprocessor idle.
 
-    The one aside goes first where both want to begin a block. Each decoder has its own, for its second stream belongs to the capture of the graph that is made with it. Of what is
-    made there the memory comes from that stream: whoever makes it again on this stream comes after all that read it.
+    The one aside goes first where both want to begin a block. Each decoder has its own, for its second stream belongs
+    to the capture of the graph that is made with it. Of what is made there the memory comes from that stream: whoever
+    makes it again on this stream comes after all that read it.
     """
 
     def __init__(self, device: torch.device) -> None:
