@@ -1,7 +1,7 @@
 """Attention of one query of each request over its context in E4M3: the first level, before there are beams.
 
-Nothing is multiplied often enough for tensor cores: what counts is that every key is read once. A block has a part of
-the keys of one head of one request (`one_query.cu`); then the parts come together.
+Every key is scored once, so what counts is that it is read once. A block has a part of the keys of one head of one
+request (`one_query.cu`); then the parts come together.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

@@ -220,7 +220,7 @@ def test_a_screened_head_finds_the_beams_of_exact_logits(strength: float) -> Non
     batch, beams, codes, d, k = 8, 512, 8192, 1408, 512
     h, matrix = randn(batch * beams, d, seed=1), randn(codes, d, seed=2, std=strength * d**-0.5)
     weights = HeadWeights(1 + randn(d, seed=3, std=0.1), matrix, 1e-6)
-    scores = torch.randn(batch, beams, device="cuda")
+    scores = randn(batch, beams, seed=4).float()
     head = EIGHT.head(weights)
     assert isinstance(head, ScreenedHead)
     assert head.screens(scores, k)
