@@ -5,6 +5,8 @@
 // tiles in turns, so that one multiplies while the other writes its results, which plain_rows.cuh, eight_rows.cuh or
 // gated_rows.cuh says how to. Of a tile whose lower half is nobody's, as many an expert's last is, only the upper half is
 // fetched and multiplied.
+// Of a matrix that all rows see (not EXPERTS) the first columns are on their way before the launch's turn comes: nobody in a
+// decode writes a matrix.
 // Where rows are not sorted (GATHERS) all four warps of the first warpgroup copy, each thread an eighth of every sixteenth
 // row of a step: an expert's rows are looked up in the tokens' order, and each is fetched from where it is. Those of an
 // expert that sees all rows lie side by side and are copied as ever.
@@ -37,17 +39,35 @@ __device__ __forceinline__ Tile tile_of(int item, int columns, u32 rank, const T
   const int first = item / columns * 2, mine = first + rank;
   t.row = mine * ROWS;
   t.column = item % columns;
-  t.filled = min(ROWS, tiles.tokens - t.row);
-  int lower = 0, upper = 0;
-  if (tiles.expert) {
-    lower = uniform(tiles.expert[first]);
-    upper = first + 1 < tiles.used ? uniform(tiles.expert[first + 1]) : lower;
-    t.filled = mine < tiles.used ? uniform(tiles.filled[mine]) : 0;
-    if (GATHERS) t.source = mine < tiles.used ? uniform(tiles.source[mine]) : -1;
-  }
+#if EXPERTS
+  const int lower = uniform(tiles.expert[first]);
+  const int upper = first + 1 < tiles.used ? uniform(tiles.expert[first + 1]) : lower;
+  t.filled = mine < tiles.used ? uniform(tiles.filled[mine]) : 0;
+  if (GATHERS) t.source = mine < tiles.used ? uniform(tiles.source[mine]) : -1;
   t.expert = rank ? upper : lower;
   t.shared = lower == upper;
+#else
+  t.filled = min(ROWS, tiles.tokens - t.row);
+  t.expert = 0;
+  t.shared = true;
+#endif
   return t;
+}
+
+// Of a stage, what comes by tensor copies.
+__device__ __forceinline__ int bytes_of(const Tile &t) {
+  return !t.together() ? WEIGHT_BYTES : t.half() ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES;
+}
+
+// A step of a tile's columns, half of them for both blocks where both want the same.
+__device__ __forceinline__ void copy_weights(
+    u32 to, const TensorMap *weight, u32 ready, int step, int from, bool shared, u32 rank) {
+  if (shared) {
+    copy_box_to_all(to + rank * COLUMNS_HALF, weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
+  } else {
+    copy_box(to, weight, ready, step * DEPTH, from);
+    copy_box(to + COLUMNS_HALF, weight, ready, step * DEPTH, from + COLUMNS / 2);
+  }
 }
 
 // Sums over a tile's upper half or both, from the ring's stage on; the last product is on its way, of stage `before`.
@@ -99,9 +119,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     prefetch_map(&weight);
   }
   cluster_sync();
-  in_turn();
-  Tiles tiles = {expert_of_tile, filled, source, tokens, (tokens + ROWS - 1) / ROWS};
-  if (expert_of_tile) tiles.used = uniform(*used_tiles);
+  if (EXPERTS) in_turn();
+  const Tiles tiles = {expert_of_tile, filled, source, tokens, EXPERTS ? uniform(*used_tiles) : (tokens + ROWS - 1) / ROWS};
   const int columns = stored / COLUMNS, items = (tiles.used + 1) / 2 * columns;
   const int clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
   const int team = uniform(threadIdx.x / 128);
@@ -109,6 +128,16 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     registers_shrink<GATHERS ? 40 : 24>();
     if (threadIdx.x < COPYING) {
       int stage = 0, phase = 0;
+#if !EXPERTS
+      if (threadIdx.x == 0 && cluster < items) {
+        const int bytes = bytes_of(tile_of(cluster, columns, rank, tiles)), first = cluster % columns * COLUMNS;
+        for (int step = 0; step < min(STAGES, steps); ++step) {
+          barrier_expect(full + 8 * step, bytes);
+          copy_weights(stages + step * STAGE_BYTES + 2 * ROWS_HALF, &weight, full + 8 * step, step, first, true, rank);
+        }
+      }
+      in_turn();
+#endif
 #if GATHERS
       const int mine = threadIdx.x / 8, eighth = threadIdx.x % 8;
       const u32 place = mine * DEPTH + 16 * (eighth ^ mine % 8);
@@ -134,19 +163,15 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
-          const u32 a = stages + stage * STAGE_BYTES, b = a + 2 * ROWS_HALF, ready = full + 8 * stage;
+          const u32 a = stages + stage * STAGE_BYTES, ready = full + 8 * stage;
           if (threadIdx.x == 0) {
-            barrier_expect(ready, !t.together() ? WEIGHT_BYTES : t.half() ? STAGE_BYTES - ROWS_HALF : STAGE_BYTES);
+            const bool early = !EXPERTS && item == cluster && step < STAGES;
+            if (!early) barrier_expect(ready, bytes_of(t));
             if (t.together()) {
               copy_box(a, &rows, ready, step * DEPTH, t.first_row());
               if (!t.half()) copy_box(a + ROWS_HALF, &rows, ready, step * DEPTH, t.first_row() + ROWS / 2);
             }
-            if (t.shared) {
-              copy_box_to_all(b + rank * COLUMNS_HALF, &weight, ready, step * DEPTH, from + rank * COLUMNS / 2, 3);
-            } else {
-              copy_box(b, &weight, ready, step * DEPTH, from);
-              copy_box(b + COLUMNS_HALF, &weight, ready, step * DEPTH, from + COLUMNS / 2);
-            }
+            if (!early) copy_weights(a + 2 * ROWS_HALF, &weight, ready, step, from, t.shared, rank);
           }
           __syncwarp();
 #if GATHERS
@@ -163,6 +188,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
     }
   } else {
     registers_grow<GATHERS ? 232 : 240>();
+    if (!EXPERTS) in_turn();
     const int group = team - 1, thread = threadIdx.x % 128, lane = threadIdx.x % 32, q = lane % 4;
     const u32 freed = address_in(empty, lane % 2);
     u16 *factor = factors[group];

@@ -46,7 +46,7 @@ def multiply(
     named = (tiles.expert, tiles.filled, tiles.source, tiles.used) if tiles else (None, None, None, None)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     kind = "plain" if out_scale is None else "eight" if gate_scale is None else "gated"
-    _kernel(kind, gathers, adds, columns, device.index).launch(
+    _kernel(kind, tiles is not None, gathers, adds, columns, device.index).launch(
         processors // 2 * 2,
         384,
         [
@@ -84,12 +84,12 @@ def multiply_to_eight(
 
 
 @functools.cache
-def _kernel(kind: str, gathers: bool, adds: bool, columns: int, _device: int | None) -> Kernel:
+def _kernel(kind: str, experts: bool, gathers: bool, adds: bool, columns: int, _device: int | None) -> Kernel:
     stage_bytes = (ROWS_TILE + columns) * DEPTH
     stages = min(_MOST_STAGES, (_MOST_BYTES - 1024) // stage_bytes)
     gated, eight = kind == "gated", kind != "plain"
     macros: dict[str, int | str] = {
-        "GATED": int(gated), "EIGHT": int(eight), "GATHERS": int(gathers), "ADDS": int(adds),
+        "GATED": int(gated), "EIGHT": int(eight), "EXPERTS": int(experts), "GATHERS": int(gathers), "ADDS": int(adds),
         "COLUMNS": columns, "STAGES": stages, "USUAL": f"{USUAL_CODE}f", "ROUNDED_UP": f"{ROUNDED_UP}f",
     }  # fmt: skip
     products = [product_source("product_rows", columns, halves=eight)]
