@@ -16,7 +16,7 @@ from model.engine.norm import USUAL_CODE, Rows
 from quant.kernels.attention import LONGEST_KEY, QUERY_ROOM, PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts, pack_gated
-from quant.kernels.order import HEAD_DIM, in_key_order, packed
+from quant.kernels.order import HEAD_DIM, STORED_CODE, in_key_order, packed
 from quant.kernels.screened_head import ScreenedHead
 from quant.narrow import ALL_NARROW, Narrow
 from quant.primitives import E4M3, E4M3_MAX, SCALE_FLOOR, dequantise, quantise, row_scale
@@ -139,16 +139,16 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
     return EightBitMatrix(codes, scale[None].contiguous())
 
 
-def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
+def _quiet(scale: Tensor, usual: Tensor, code: float) -> Tensor:
     """`scale` times the power of two that brings the code of `usual`, what they stand for in root mean square, next to
-    USUAL_CODE. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of
-    subnormals. A row of K codes is at most 1.1 · √K long."""
-    return scale * (usual / (scale * USUAL_CODE)).clamp_min(1.0).log2().round().exp2()
+    `code`. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of
+    subnormals. A row of K codes is at most 1.5 · code · √K long."""
+    return scale * (usual / (scale * code)).clamp_min(1.0).log2().round().exp2()
 
 
 def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:
-    """Of rows [..., K]."""
-    return _quiet(scale, wide.square().mean(-1, keepdim=True).sqrt())
+    """Of rows [..., K] of a matrix."""
+    return _quiet(scale, wide.square().mean(-1, keepdim=True).sqrt(), STORED_CODE)
 
 
 def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(dim=(-2, -1)).float()
     lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
     usual = torch.linalg.vector_norm(lengths, dim=-1) * (x.shape[-2] * x.shape[-1]) ** -0.5
-    scale = _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual)
+    scale = _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual, USUAL_CODE)
     return torch.maximum(scale, lengths.amax(-1) / LONGEST_KEY), largest
 
 
@@ -164,7 +164,8 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor,
     """Experts' up [E, 2I, d], gate rows first, and down [E, d, I] -> codes and scale [E, 2I] with gate and up in turns,
     reach [E, I] (see `ExpertMatrix`), and codes and scale [E, d] of `down` with its columns times reach.
 
-    A reach is a power of two, so that codes of `down` stay what they are: stored in E4M3 they are not rounded twice.
+    A reach is a power of two, so that codes of `down` stay what they are, but for the smallest, see `_quiet`: stored in
+    E4M3 the others are not rounded twice.
     """
     wide = interleave(up).float()
     scale = _quiet_rows(wide, row_scale(wide))

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from model.engine.norm import Rows
 from model.engine.routing import ExpertTiles
-from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, MOST_A_PRODUCT, WIDEST, in_row_order
+from quant.kernels.order import COLUMNS, DEPTH, GATED_COLUMNS, MOST_A_PRODUCT, STORED_CODE, WIDEST, in_row_order
 from quant.kernels.product import multiply, multiply_to_eight
 
-_LEAST_UNIT, _MOST_LINEAR = 2.0**-32, 2.0**15
-"""Of gated products: gates that are all zero have no unit, and their linear parts nothing to be scaled for. Beside much
-greater ones, gates of no more than 2^-15 of them count as little."""
+_MOST_GATE, _MOST_LINEAR = 8.0, 2.0**15
+"""Of gated products' factors, the former but for a factor of two: so sums stay where 16 bit have all their digits.
+Beside much greater gates, those of no more than 2^-13 of them count as little."""
+
+_LEAST_UNIT = 2.0**-32
+"""Gates that are all zero have no unit, and their linear parts nothing to be scaled for."""
 
 _ROOM = 64
 """So many times as long as usual the longest row of a matrix may be before what it gives decides the unit."""
@@ -77,13 +80,13 @@ def fits_experts(d_model: int, inner: int) -> bool:
 
 
 def pack_experts(codes: Tensor, scale: Tensor, *, eight: bool) -> PackedExperts:
-    """Codes [E, N, K] with scale [E, N] float32. eight: results in E4M3, whose unit is about a fourth of a usual row's
+    """Codes [E, N, K] with scale [E, N] float32. eight: results in E4M3, whose unit is about a third of a usual row's
     length: so a result is about three times as great as the codes that it is made of, where they are like noise."""
     weight = in_row_order(codes, COLUMNS, gated=False)
     if not eight:
         return PackedExperts(weight, scale.contiguous())
     usual = torch.maximum(scale.square().mean().sqrt(), scale.amax() / _ROOM).item()
-    return PackedExperts(weight, scale.contiguous(), unit=usual * codes.shape[2] ** 0.5 / 4)
+    return PackedExperts(weight, scale.contiguous(), unit=usual * STORED_CODE * codes.shape[2] ** 0.5 / 3)
 
 
 def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
@@ -93,7 +96,7 @@ def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
     where 16 bit have all their digits.
     """
     gate, linear = scale.view(scale.shape[0], -1, 2).unbind(-1)
-    unit = max(gate.amax().log2().floor().exp2().item(), _LEAST_UNIT)
+    unit = max(gate.amax().log2().floor().exp2().item() / _MOST_GATE, _LEAST_UNIT)
     weight = in_row_order(codes, GATED_COLUMNS, gated=True)
     factor = (linear * (unit / reach)).clamp_max(_MOST_LINEAR / (MOST_A_PRODUCT * codes.shape[2]))
     return PackedExperts(weight, factor.contiguous(), (gate / unit).contiguous(), unit)

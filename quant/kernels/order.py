@@ -19,11 +19,15 @@ KEYS = 128
 DEPTH = 128
 """Products sum up in steps of this many: widths must be multiples of it."""
 
-MOST_A_PRODUCT = 1.1
+STORED_CODE = 2.0**-4
+"""Root mean square of a stored row's codes, but for a factor of √2 at most: there few bits change from one Gaussian
+number's code to the next's (3.1 of eight, as they are spread; 3.3 at 0.75), and only the smallest lose digits."""
+
+MOST_A_PRODUCT = 0.1
 """A sum of products of a normed row and a stored one is no greater, for each of the products."""
 
 WIDEST = 32768
-"""Sums of so many stay within 16 bit."""
+"""Sums of so many, times a gate's factor, stay within 16 bit."""
 
 UNIT = 32
 """Rows of a matrix are reordered among so many, unless it is gated."""

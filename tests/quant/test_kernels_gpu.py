@@ -160,14 +160,16 @@ def test_a_dense_feed_forward_agrees_with_float64(rows: int, d: int, inner: int)
     assert sqnr_db(exact, EIGHT.product(first.of_all(x), second)) > 22.0
 
 
-def test_codes_of_a_stored_down_matrix_are_not_rounded_again() -> None:
+def test_of_the_codes_of_a_stored_down_matrix_only_the_smallest_are_rounded_again() -> None:
     up, down = randn(2 * 384, 256, seed=1).float(), randn(256, 384, seed=2).float()
     stored = dequantise(quantise(down, row_scale(down)), row_scale(down))
     _, _, reach, codes, scale = _balanced(up[None], stored[None])
     again = codes.float() * scale[..., None] / reach[:, None, :]
     half_a_step = 2.0**-10 * scale[..., None] / reach[:, None, :]  # of the smallest codes
-    assert bool(((again - stored).abs() <= half_a_step + 1e-6 * stored.abs()).all())
-    assert sqnr_db(stored, again[0]) > 45.0
+    moved = (again - stored).abs() - 1e-6 * stored.abs()
+    assert bool((moved <= half_a_step).all())
+    assert float((moved > 0).float().mean()) < 0.25
+    assert sqnr_db(stored, again[0]) > 40.0  # E4M3 itself leaves 31.6
 
 
 @pytest.mark.parametrize("inner", [384, 2048, 14336])
