@@ -59,7 +59,7 @@ def fits_dense(outer: int, inner: int) -> bool:
 
 
 def pack_matrix(codes: Tensor, scale: Tensor) -> PackedMatrix:
-    """Codes [N, K] with scale [N] float32; done when this returns, as `few_rows_product` asks."""
+    """Codes [N, K] with scale [N] float32; done when this returns, as products ask."""
     longest = (torch.linalg.vector_norm(codes.bfloat16(), dim=1, dtype=torch.float32) * scale).amax()
     row = USUAL_CODE * codes.shape[1] ** 0.5 * ROUNDED_UP
     weight = in_row_order(codes[None], UNIT, gated=False)[0]

@@ -93,10 +93,12 @@ def pack_gated(codes: Tensor, scale: Tensor, reach: Tensor) -> PackedExperts:
     """Codes [E, N, K] with scale [E, N] and reach [E, N/2] float32, in which gate and linear rows take turns.
 
     unit is a power of two that the gates' scales are divided by and the linear parts' multiplied with: so both stay
-    where 16 bit have all their digits.
+    where 16 bit have all their digits. Done when this returns, as `multiply` asks.
     """
     gate, linear = scale.view(scale.shape[0], -1, 2).unbind(-1)
     unit = max(gate.amax().log2().floor().exp2().item() / _MOST_GATE, _LEAST_UNIT)
     weight = in_row_order(codes, GATED_COLUMNS, gated=True)
     factor = (linear * (unit / reach)).clamp_max(_MOST_LINEAR / (MOST_A_PRODUCT * codes.shape[2]))
-    return PackedExperts(weight, factor.contiguous(), (gate / unit).contiguous(), unit)
+    made = PackedExperts(weight, factor.contiguous(), (gate / unit).contiguous(), unit)
+    torch.cuda.current_stream(codes.device).synchronize()
+    return made

@@ -35,8 +35,9 @@ def multiply(
     Each tile of rows by its expert's matrix, without tiles all by the only one; gathers: the rows are in the tokens'
     order, [T, K], and looked up for each tile. columns: of a tile, a multiple of 16;
     N' is a multiple of it where there are experts. `out` is in bfloat16, or with out_scale [M'] in E4M3: then it is
-    what `PackedExperts` with a unit gives, gated with gate_scale [E, N]. adds: what `out` holds is added. Raises
-    ValueError for experts without tiles, or of another number of rows.
+    what `PackedExperts` with a unit gives, gated with gate_scale [E, N]. adds: what `out` holds is added. Without tiles
+    the matrix is read before the stream's earlier work is done: that must not be what makes it. Raises ValueError for
+    experts without tiles, or of another number of rows.
     """
     experts, stored, k = weight.shape
     stored_tiles = -(-stored // columns)
