@@ -27,14 +27,17 @@ def test_the_wheel_holds_what_is_not_code(wheel: Path) -> None:
         inside = set(archive.namelist())
     beside_code = [
         path.relative_to(ROOT).as_posix()
-        for pattern in ("serving/templates/*", "serving/static/*", "experiment/store/migrations/*.mako", "*/py.typed")
+        for pattern in (
+            *("serving/templates/*", "serving/static/*", "experiment/store/migrations/*.mako", "*/py.typed"),
+            *("model/engine/*.cu", "model/engine/*.cuh", "quant/kernels/*.cu", "quant/kernels/*.cuh"),
+        )
         for path in ROOT.glob(pattern)
         if not path.parent.name.startswith(".")
     ]
     data = next(name.partition("/")[0] for name in inside if ".data/" in name)
     sources = (ROOT / "deploy" / "experiments").glob("*.yaml")
     specs = [f"{data}/data/share/crossfade/experiments/{path.name}" for path in sources]
-    assert len(beside_code) > 8
+    assert len(beside_code) > 16
     assert len(specs) > 2
     assert inside >= {*beside_code, *specs}
 
