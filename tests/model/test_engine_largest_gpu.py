@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,13 +9,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from model.engine.largest import largest
+from tests.device import DEVICE, GPU, GPU_OR_INTERPRETER
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device"),
-]
+pytestmark = GPU_OR_INTERPRETER
 
 LEAST = -(2**31)
 LOST = -2139095041

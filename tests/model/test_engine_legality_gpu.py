@@ -5,8 +5,6 @@ On a machine without a GPU the same tests run, slowly and in small, with TRITON_
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -18,13 +16,9 @@ from model.engine.legality import descend, legal_bits
 from model.engine.prefixes import Prefixes
 from model.engine.select import select_beams
 from model.trie import ItemTrie
+from tests.device import DEVICE, GPU, GPU_OR_INTERPRETER
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device"),
-]
+pytestmark = GPU_OR_INTERPRETER
 
 SIZES = [(3, 32, 32, 400), (1, 8, 64, 5)]
 if GPU:

@@ -5,7 +5,6 @@ On a machine without a GPU the same tests run, slowly and without graphs, with T
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -28,13 +27,9 @@ from model.errors import ModelError
 from model.onerec import OneRecV2
 from model.recommender import Recommender
 from model.semantic_ids import Tokenizer
+from tests.device import DEVICE, GPU, GPU_OR_INTERPRETER
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device"),
-]
+pytestmark = GPU_OR_INTERPRETER
 
 DENSE = OneRecConfig(
     d_model=128, n_layers=2, n_heads=4, kv_groups=4, context_len=100 if GPU else 6, ffn_dim=192, sid_embed_dim=16,

@@ -5,7 +5,6 @@ On a machine without a GPU the first test runs with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,13 +29,9 @@ from quant.load import load_recommender, quantize_checkpoint
 from quant.narrow import Narrow
 from quant.primitives import quantise, row_scale, sqnr_db
 from quant.recipes import DEFAULT_RECIPE, RECIPES
+from tests.device import DEVICE, GPU, GPU_OR_INTERPRETER
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device"),
-]
+pytestmark = GPU_OR_INTERPRETER
 
 CONFIG = OneRecConfig(
     d_model=128, n_layers=2, n_heads=4, kv_groups=4, context_len=100 if GPU else 6, ffn_dim=192, sid_embed_dim=16,
