@@ -1,15 +1,14 @@
 // The places of the k largest of a request's n keys, in ascending order; see largest.py. One block each.
 // A bound below which none of them lies leaves few keys beside the k: those come into a list, in any order, of which the
 // k-th largest is found digit by digit, from the counts of its digits. What is taken is marked in a bitmap, which gives the
-// places in order. Nothing here is much work: what counts is how often all threads wait for each other.
+// places in order. Nothing here is much work: what counts is how often all threads wait for each other. largest.py says how
+// many THREADS there are, 32 warps of them, and what the key of minus infinity is, LOST.
 
-#define THREADS 1024
 #define HELD 2      // keys that a thread has in registers while one is searched for
 #define AT_ONCE 16  // keys that a thread has on their way
 #define DIGITS 256  // that a byte may be
 #define ALL 0xFFFFFFFFu
 #define NONE (-2147483647 - 1)  // less than any key
-#define LOST (-2139095041)      // the key of minus infinity
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp() { return threadIdx.x / 32; }

@@ -1,8 +1,8 @@
 """The places of the k largest of many keys, in the order of the places.
 
-The k-th largest key is found bit by bit, among those keys that are not below the k-th largest of some keys: few beside
-the k themselves. Lost candidates, at -inf, are most of all where few items are left, and are looked at only to fill up.
-On Hopper a kernel in CUDA C++ does it (`largest.cu`), elsewhere Triton's here.
+The k-th largest key is looked for among those keys that are not below the k-th largest of some keys: few beside the k
+themselves. Lost candidates, at -inf, are most of all where few items are left, and are looked at only to fill up.
+On Hopper a kernel in CUDA C++ does it (`largest.cu`), on other devices, and under the interpreter, Triton's here.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -51,7 +51,8 @@ def largest(keys: Tensor, k: int, bound: Tensor | None = None) -> tuple[Tensor, 
 
 @functools.cache
 def _kernel(_device: int | None) -> Kernel:
-    return load_files("model.engine", ["largest.cu"], "largest", {}, [], _MOST_KEYS // 8)
+    macros: dict[str, int | str] = {"THREADS": _THREADS, "LOST": f"({_LOST.value})"}
+    return load_files("model.engine", ["largest.cu"], "largest", macros, [], _MOST_KEYS // 8)
 
 
 @triton.jit
