@@ -12,7 +12,7 @@ from model.engine.cross_attention import ContextRows
 from model.engine.cuda_module import is_hopper
 from model.engine.grouped import ExpertMatrix, interleave
 from model.engine.head import Head, HeadWeights, PlainHead
-from model.engine.norm import USUAL_CODE, Rows
+from model.engine.norm import Rows
 from quant.kernels.attention import LONGEST_KEY, QUERY_ROOM, PackedContext
 from quant.kernels.dense import PackedMatrix, fits_dense, pack_matrix
 from quant.kernels.experts import fits_experts, pack_experts, pack_gated
@@ -139,16 +139,16 @@ def _stored(codes: Tensor, scale: Tensor) -> Matrix:
     return EightBitMatrix(codes, scale[None].contiguous())
 
 
-def _quiet(scale: Tensor, usual: Tensor, code: float) -> Tensor:
+def _quiet(scale: Tensor, usual: Tensor) -> Tensor:
     """`scale` times the power of two that brings the code of `usual`, what they stand for in root mean square, next to
-    `code`. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of
-    subnormals. A row of K codes is at most 1.5 · code · √K long."""
-    return scale * (usual / (scale * code)).clamp_min(1.0).log2().round().exp2()
+    STORED_CODE. Codes that are stored stay what they are, but for the smallest, which are rounded to the step of
+    subnormals. A row of K codes is at most 1.5 · STORED_CODE · √K long."""
+    return scale * (usual / (scale * STORED_CODE)).clamp_min(1.0).log2().round().exp2()
 
 
 def _quiet_rows(wide: Tensor, scale: Tensor) -> Tensor:
     """Of rows [..., K] of a matrix."""
-    return _quiet(scale, wide.square().mean(-1, keepdim=True).sqrt(), STORED_CODE)
+    return _quiet(scale, wide.square().mean(-1, keepdim=True).sqrt())
 
 
 def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def _head_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(dim=(-2, -1)).float()
     lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
     usual = torch.linalg.vector_norm(lengths, dim=-1) * (x.shape[-2] * x.shape[-1]) ** -0.5
-    scale = _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual, USUAL_CODE)
+    scale = _quiet((largest * (1.0 / E4M3_MAX)).clamp_min_(SCALE_FLOOR), usual)
     return torch.maximum(scale, lengths.amax(-1) / LONGEST_KEY), largest
 
 

@@ -20,8 +20,9 @@ DEPTH = 128
 """Products sum up in steps of this many: widths must be multiples of it."""
 
 STORED_CODE = 2.0**-4
-"""Root mean square of a stored row's codes, but for a factor of √2 at most: there few bits change from one Gaussian
-number's code to the next's (3.1 of eight, as they are spread; 3.3 at 0.75), and only the smallest lose digits."""
+"""Root mean square of a stored row's codes, or of those of a context's head, but for a factor of √2 at most: there few
+bits change from one Gaussian number's code to the next's (3.1 of eight, as they are spread; 3.3 at 0.75), and only the
+smallest lose digits."""
 
 MOST_A_PRODUCT = 0.1
 """A sum of products of a normed row and a stored one is no greater, for each of the products."""
