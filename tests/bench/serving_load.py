@@ -6,7 +6,9 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,32 +33,35 @@ class Load:
         plan = self._plan
         senders = min(plan.senders, concurrency if rate_per_s is None else plan.senders)
         starts_at = time.time() + 1.0 + 0.0003 * plan.context
-        children = []
-        for number in range(senders):
-            job = Job(
-                url=self._url,
-                token=self._token,
-                seconds=seconds,
-                starts_at=starts_at,
-                items=plan.items,
-                history=plan.context,
-                rate_per_s=None if rate_per_s is None else rate_per_s / senders,
-                concurrency=(concurrency + number) // senders,
-                reporting=reporting,
-                seed=next(self._seeds),
-                first_user=next(self._users),
-            )
-            child = subprocess.Popen(
-                [sys.executable, str(HERE / "traffic.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            children.append((child, json.dumps(asdict(job))))
-        for child, job_text in children:
-            child.stdin.write(job_text)  # type: ignore[union-attr]
-            child.stdin.close()  # type: ignore[union-attr]
-        together = Seen()
-        for child, _ in children:
-            out = child.stdout.read()  # type: ignore[union-attr]
-            if child.wait():
-                raise RuntimeError(f"a sender failed with exit status {child.returncode}")
-            together.join(Seen(**json.loads(out.strip().splitlines()[-1])))
-        return together
+        with ExitStack() as open_files:
+            children = []
+            for number in range(senders):
+                job = Job(
+                    url=self._url,
+                    token=self._token,
+                    seconds=seconds,
+                    starts_at=starts_at,
+                    items=plan.items,
+                    history=plan.context,
+                    rate_per_s=None if rate_per_s is None else rate_per_s / senders,
+                    concurrency=(concurrency + number) // senders,
+                    reporting=reporting,
+                    seed=next(self._seeds),
+                    first_user=next(self._users),
+                )
+                # No pipe: after uvloop a write to one may end early, and unbuffered Python loses the rest.
+                seen = open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+                child = subprocess.Popen(
+                    [sys.executable, str(HERE / "traffic.py")], stdin=subprocess.PIPE, stdout=seen, text=True
+                )
+                children.append((child, seen, json.dumps(asdict(job))))
+            for child, _, job_text in children:
+                child.stdin.write(job_text)  # type: ignore[union-attr]
+                child.stdin.close()  # type: ignore[union-attr]
+            together = Seen()
+            for child, seen, _ in children:
+                if child.wait():
+                    raise RuntimeError(f"a sender failed with exit status {child.returncode}")
+                seen.seek(0)
+                together.join(Seen(**json.load(seen)))
+            return together

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+from serving_load import Load
+from serving_plan import Plan
 from traffic import CLICK_SHARE, Job, Seen, arrivals, histories, reactions, send, summarised
 
 
@@ -37,6 +39,14 @@ def test_clicks_depend_on_user_and_position_alone() -> None:
     clicked = [[one.clicked for one in reactions(f"u{user}", slate)] for user in range(2000)]
     assert clicked == [[one.clicked for one in reactions(f"u{user}", other)] for user in range(2000)]
     assert float(np.mean(clicked)) == pytest.approx(CLICK_SHARE, abs=0.01)
+
+
+def test_what_two_senders_saw_arrives_whole() -> None:
+    nobody_there = "http://127.0.0.1:9"
+    seen = Load(nobody_there, "token", Plan(items=20, context=5, senders=2)).send(2.0, concurrency=64)
+    assert set(seen.status) == {0}
+    assert len(seen.due_s) == len(seen.fallback)
+    assert len(json.dumps(seen.due_s)) > 2 * 65536  # more than a pipe of each sender holds
 
 
 def seen_of(rows: list[tuple[float, float, str, bool, int]]) -> Seen:
