@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-rollback up test lint simulate bench clean
+.PHONY: help demo demo-rollback up test test-kernels lint simulate bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ up: $(VENV)/.run ## keep the service running on 127.0.0.1 until Ctrl-C
 
 test: $(VENV)/.dev ## unit, property and integration tests, on real servers started from wheels
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kernels: $(VENV)/.kernels ## the engine's Triton kernels on a CPU, by Triton's interpreter (fetches another 250 MB)
+	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu -q -rfE tests/*/test_engine*gpu.py $(ARGS)
 
 lint: $(VENV)/.dev ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
@@ -52,3 +55,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) (two to three minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.kernels: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (two to three minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels]'
+	@touch $@ $(VENV)/.dev $(VENV)/.run
