@@ -23,6 +23,9 @@ from model.semantic_ids import Tokenizer
 from quant.crossover import Crossover, Timing
 from quant.crossover_timing import CROSSOVER_FILE, timed
 from quant.engine import engine_recommender
+from quant.kernels.attention import LONGEST_KEY
+from quant.kernels.eight_bit import EightBit
+from quant.kernels.order import STORED_CODE
 from quant.kernels.rows import round_rows_to_eight
 from quant.kernels.stored import Stored
 from quant.load import load_recommender, quantize_checkpoint
@@ -114,6 +117,24 @@ def test_fp8_wins_where_it_should_and_a_timing_is_a_time() -> None:
     assert large.fp8_us < large.bf16_us
     small = timed((1, 1408, 1408), torch.device("cuda"))
     assert 0.5 < small.fp8_us < 100.0
+
+
+def test_what_products_hold_has_codes_where_few_bits_change() -> None:
+    weight = torch.randn(256, 256, device=DEVICE) * torch.logspace(-3, 3, 256, device=DEVICE)[:, None]
+    key = torch.nn.functional.rms_norm(torch.randn(2, 2, 128, 128, device=DEVICE), (128,)).bfloat16() * 37.0
+    lengths = torch.full((2,), 128, dtype=torch.int32, device=DEVICE)
+    matrix, context = EightBit().matrix(weight), EightBit().context(key, key, lengths)
+    rows, heads = matrix.weight.float(), context.key.float().flatten(2)
+    for usual in (rows.square().mean(-1).sqrt(), heads.square().mean(-1).sqrt()):
+        assert bool((usual / STORED_CODE).log2().abs().le(0.51).all())
+    assert float(context.key.float().norm(dim=-1).max()) < 1.0625 * LONGEST_KEY
+
+
+def test_a_key_far_longer_than_the_others_stays_within_the_scores_bound() -> None:
+    key = torch.randn(1, 1, 128, 128, device=DEVICE).bfloat16()
+    key[0, 0, 5] *= 1000.0
+    context = EightBit().context(key, key, torch.full((1,), 128, dtype=torch.int32, device=DEVICE))
+    assert float(context.key.float().norm(dim=-1).max()) < 1.0625 * LONGEST_KEY
 
 
 @pytest.mark.parametrize("width", [96, 1408])
