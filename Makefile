@@ -46,17 +46,19 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Crossfade needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "this Python cannot make virtual environments: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 
+define install
+@echo "installing into $(VENV) (two to three minutes the first time)"
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
+endef
+
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing into $(VENV) (two to three minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(call install)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing into $(VENV) (two to three minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call install,[dev])
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.kernels: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing into $(VENV) (two to three minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels]'
-	@touch $@ $(VENV)/.dev $(VENV)/.run
+$(VENV)/.kernels: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(call install,[kernels])
+	@touch $@

@@ -1,4 +1,4 @@
-"""Where tests of the engine's kernels run: on a GPU, or on a CPU under Triton's interpreter (TRITON_INTERPRET=1)."""
+"""Where tests of the engine's kernels run: on a GPU, or on a CPU under Triton's interpreter (`make test-kernels`)."""
 
 from __future__ import annotations
 

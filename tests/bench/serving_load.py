@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -33,35 +34,44 @@ class Load:
         plan = self._plan
         senders = min(plan.senders, concurrency if rate_per_s is None else plan.senders)
         starts_at = time.time() + 1.0 + 0.0003 * plan.context
-        with ExitStack() as open_files:
-            children = []
-            for number in range(senders):
-                job = Job(
-                    url=self._url,
-                    token=self._token,
-                    seconds=seconds,
-                    starts_at=starts_at,
-                    items=plan.items,
-                    history=plan.context,
-                    rate_per_s=None if rate_per_s is None else rate_per_s / senders,
-                    concurrency=(concurrency + number) // senders,
-                    reporting=reporting,
-                    seed=next(self._seeds),
-                    first_user=next(self._users),
-                )
-                # No pipe: after uvloop a write to one may end early, and unbuffered Python loses the rest.
-                seen = open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
-                child = subprocess.Popen(
-                    [sys.executable, str(HERE / "traffic.py")], stdin=subprocess.PIPE, stdout=seen, text=True
-                )
-                children.append((child, seen, json.dumps(asdict(job))))
-            for child, _, job_text in children:
-                child.stdin.write(job_text)  # type: ignore[union-attr]
-                child.stdin.close()  # type: ignore[union-attr]
-            together = Seen()
-            for child, seen, _ in children:
-                if child.wait():
-                    raise RuntimeError(f"a sender failed with exit status {child.returncode}")
-                seen.seek(0)
-                together.join(Seen(**json.load(seen)))
-            return together
+        jobs = [
+            Job(
+                url=self._url,
+                token=self._token,
+                seconds=seconds,
+                starts_at=starts_at,
+                items=plan.items,
+                history=plan.context,
+                rate_per_s=None if rate_per_s is None else rate_per_s / senders,
+                concurrency=(concurrency + number) // senders,
+                reporting=reporting,
+                seed=next(self._seeds),
+                first_user=next(self._users),
+            )
+            for number in range(senders)
+        ]
+        together = Seen()
+        for seen in _sent(jobs):
+            together.join(seen)
+        return together
+
+
+def _sent(jobs: Sequence[Job]) -> Iterator[Seen]:
+    """What each job's own process saw, all at work at the same time.
+
+    They speak by files: after uvloop a write to a pipe may end early, and unbuffered Python loses the rest.
+    """
+    with ExitStack() as files:
+        children = []
+        for job in jobs:
+            asked, seen = (files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(2))
+            json.dump(asdict(job), asked)
+            asked.seek(0)
+            children.append(
+                (subprocess.Popen([sys.executable, str(HERE / "traffic.py")], stdin=asked, stdout=seen), seen)
+            )
+        for child, seen in children:
+            if child.wait():
+                raise RuntimeError(f"a sender failed with exit status {child.returncode}")
+            seen.seek(0)
+            yield Seen(**json.load(seen))

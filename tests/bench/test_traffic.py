@@ -43,7 +43,7 @@ def test_clicks_depend_on_user_and_position_alone() -> None:
 
 def test_what_two_senders_saw_arrives_whole() -> None:
     nobody_there = "http://127.0.0.1:9"
-    seen = Load(nobody_there, "token", Plan(items=20, context=5, senders=2)).send(2.0, concurrency=64)
+    seen = Load(nobody_there, "token", Plan(items=20, context=5, senders=2)).send(2.0, rate_per_s=5000.0)
     assert set(seen.status) == {0}
     assert len(seen.due_s) == len(seen.fallback)
     assert len(json.dumps(seen.due_s)) > 2 * 65536  # more than a pipe of each sender holds

@@ -1,6 +1,6 @@
 """FP8 checkpoints behind the engine on a GPU: `pytest -m gpu`.
 
-On a machine without a GPU the first test runs with TRITON_INTERPRET=1.
+On a machine without a GPU those that time nothing and capture no graph run with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
